@@ -1,0 +1,264 @@
+"""The state machine that every recipe is a setting of: what happens before and after an optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nmstep.optim.adamw import AdamW
+from nmstep.optim.gradients import OnNonfinite, is_idle, nonfinite
+from nmstep.optim.layer_stats import latent_masks, layer_stats
+from nmstep.optim.sparse_step import SparseStep
+from nmstep.optim.variance import change_sums, coordinates, has_variance, norm_sums
+from nmstep.patterns import NMPattern
+from nmstep.recipes.recipe import Recipe
+from nmstep.sparsity_plan import PlanEntry
+from nmstep.switching import SwitchAt, VarianceStats
+from nmstep.trace import Trace, TraceOptions
+
+__all__ = ["Phase", "StateMachine", "target"]
+
+Phase = Literal["dense", "sparse"]
+
+
+class StateMachine:
+    """Phase, switch and trace of one recipe on one optimizer.
+
+    Args:
+        optimizer: whose steps :meth:`before_step` and :meth:`after_step` enclose.
+        recipe: the recipe.
+        sparse: the optimizer's sparse parameters.
+        on_nonfinite: what to do about a NaN or infinite gradient.
+        options: how much is recorded.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        sparse: SparseStep,
+        *,
+        on_nonfinite: OnNonfinite,
+        options: TraceOptions,
+    ) -> None:
+        self.step = 0
+        self.skipped_steps = 0
+        self.switch_step: int | None = None
+        self.switch_reason: str | None = None
+        self.recipe = recipe
+        self.loss: Tensor | float = math.nan
+        self._optimizer = optimizer
+        self._sparse = sparse
+        self._on_nonfinite = on_nonfinite
+        self._options = options
+        self._detector = None
+        if recipe.switch is not None:
+            self._detector = recipe.switch.detector(beta2=_beta2(optimizer), total_steps=recipe.total_steps)
+        threshold = None if self._detector is None else self._detector.threshold
+        self.trace = Trace(d=coordinates(optimizer), threshold=threshold, block=options.block)
+        self._geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
+        self._has_variance = has_variance(optimizer)
+        self._taking = False
+        self._change: Tensor | None = None
+        self._old_masks: list[Tensor] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """``"dense"`` before the masks start, ``"sparse"`` from then on."""
+        return "dense" if self.switch_step is None else "sparse"
+
+    @property
+    def window_mean(self) -> float | None:
+        """What the switch compared with its threshold last, or None."""
+        return None if self._detector is None else self._detector.window_mean
+
+    def begin(self) -> None:
+        """Starts the masks of a recipe that starts at step 0."""
+        if isinstance(self.recipe.switch, SwitchAt) and self.recipe.switch.step == 0:
+            self._start("scheduled")
+
+    def pattern_of(self, entry: PlanEntry) -> NMPattern:
+        """Returns the pattern in force for ``entry`` now."""
+        since = self.step - (self.switch_step if self.switch_step is not None else self.step)
+        return self.recipe.schedule.pattern_at(target(entry), since)
+
+    def recover(self) -> None:
+        """Ends a step that the optimizer began and, by raising, did not end."""
+        if self._sparse.is_open:
+            self._sparse.close_(self.pattern_of)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what must be saved beside the tensors, as JSON values."""
+        return {
+            "step": self.step,
+            "skipped_steps": self.skipped_steps,
+            "switch_step": self.switch_step,
+            "switch_reason": self.switch_reason,
+            "detector": None if self._detector is None else self._detector.state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state` gave."""
+        self.step, self.skipped_steps = state["step"], state["skipped_steps"]
+        self.switch_step, self.switch_reason = state["switch_step"], state["switch_reason"]
+        if self._detector is not None:
+            self._detector.load(state["detector"])
+
+    # -- the step ---------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
+        self.recover()
+        args, kwargs = self._run_closure(args, kwargs)
+        self._taking = self._is_a_step()
+        if self._taking:
+            if self.phase == "sparse":
+                self._sparse.open_(refine=self.recipe.refine)
+                if self._is_sample(self._options.layers_every) and self.recipe.mask == "every_step":
+                    self._old_masks = latent_masks(self._sparse, self.pattern_of)
+            if self._wants_variance():
+                self._change = change_sums(optimizer, geometric=self._geometric)
+        return args, kwargs
+
+    def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Closes the sparse step, asks the switch and records; a step post-hook."""
+        del args, kwargs
+        self._sparse.restore_gradients()
+        if not self._taking:
+            return
+        sampled = self._is_sample(self._options.layers_every)
+        self.step += 1
+        sparse = self.phase == "sparse"
+        row: dict[str, float | Tensor] = {"step": self.step, "sparse": sparse, "loss": self.loss}
+        lr = optimizer.param_groups[0]["lr"]
+        row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
+        if sparse:
+            self._sparse.close_(self.pattern_of)
+            if sampled:
+                names = [entry.name for entry, _ in self._sparse]
+                stats = layer_stats(self._sparse, self.pattern_of, self._old_masks)
+                self.trace.append_layers(self.step, names, stats)
+            self._old_masks = None
+        self._observe(row)
+        self.trace.append(row)
+        self.loss = math.nan
+
+    def _run_closure(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Runs the closure here, while the parameters hold the masked weights, and passes its value on."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return args, kwargs
+        with torch.enable_grad():
+            loss = closure()
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.loss = loss.detach()
+        return (args[0],), {**kwargs, "closure": lambda: loss}
+
+    def _is_a_step(self) -> bool:
+        """Whether this call counts, after the gradients were looked at."""
+        optimizer = self._optimizer
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0:
+            return False  # a loss scaler that leaves skipping to the optimizer's own kernel
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise ValueError(
+                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step"
+            )
+        if is_idle(optimizer):
+            return False
+        bad = (
+            []
+            if self._on_nonfinite == "ignore"
+            else nonfinite(optimizer, {id(p): entry.name for entry, p in self._sparse})
+        )
+        if bad and self._on_nonfinite == "raise":
+            raise FloatingPointError(
+                f"NaN or infinite gradient at optimizer step {self.step + 1} in {', '.join(map(repr, bad[:5]))}"
+                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}; nothing was changed. Lower the learning "
+                f"rate, clip gradients, or leave such steps out with sparsify(..., on_nonfinite='skip')"
+            )
+        if bad:
+            self.skipped_steps += 1
+            self._sparse.hide_gradients()
+        return not bad
+
+    # -- the switch ------------------------------------------------------------------------------
+
+    def _observe(self, row: dict[str, float | Tensor]) -> None:
+        """Adds the variance to the step's row, and asks the switch where it has still to decide."""
+        detector = self._detector if self.phase == "dense" else None
+        if self._change is not None:
+            change, self._change = self._change, None
+            sums = torch.cat([change, norm_sums(self._optimizer).to(change.device)])
+            if detector is None or not self._switch_reads_variance():
+                row |= _variance_row(sums, self.trace.d, self._geometric)
+            else:  # the decision needs the numbers now: one transfer
+                row |= {
+                    k: float(v) for k, v in _variance_row(sums.cpu(), self.trace.d, self._geometric).items()
+                }
+        if detector is not None:
+            reason = detector.observe(_stats(self.step, row))
+            if detector.window_mean is not None:
+                row["z_mean"] = detector.window_mean
+            if reason is not None:
+                self._start(reason)
+
+    def _switch_reads_variance(self) -> bool:
+        switch = self.recipe.switch
+        return self.phase == "dense" and switch is not None and switch.needs_variance
+
+    def _start(self, reason: str) -> None:
+        """Starts the masks, and freezes the variance where the recipe does."""
+        recipe = self.recipe
+        if recipe.freeze != "none":
+            assert isinstance(self._optimizer, AdamW)
+            chosen = None if recipe.freeze == "all" else [p for _, p in self._sparse]
+            self._optimizer.freeze_variance_(
+                chosen, correct_bias=recipe.correct_bias, eps_root=recipe.eps_root
+            )
+        self.switch_step, self.switch_reason = self.step, reason
+        self._sparse.start_(self.pattern_of, once=recipe.mask == "once")
+
+    def _wants_variance(self) -> bool:
+        return self._has_variance and (
+            self._switch_reads_variance() or self._is_sample(self._options.variance_every)
+        )
+
+    def _is_sample(self, every: int) -> bool:
+        return every > 0 and (self.step + 1) % every == 0
+
+
+def target(entry: PlanEntry) -> NMPattern:
+    """Returns the pattern that a sparse entry ends with."""
+    assert entry.pattern is not None
+    return entry.pattern
+
+
+def _variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Tensor]:
+    """The trace's columns from [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²]; nothing is read from the device."""
+    row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
+    if geometric:
+        row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
+    return row
+
+
+def _stats(step: int, row: dict[str, float | Tensor]) -> VarianceStats:
+    geometric = row.get("z_geometric")
+    return VarianceStats(
+        step=step,
+        change=float(row.get("z", math.nan)),
+        norm1=float(row.get("v_norm1", math.nan)),
+        norm2=float(row.get("v_norm2", math.nan)),
+        change_geometric=None if geometric is None else float(geometric),
+    )
+
+
+def _beta2(optimizer: Optimizer) -> float:
+    return max((float(g["betas"][1]) for g in optimizer.param_groups if "betas" in g), default=0.999)

@@ -1,0 +1,100 @@
+"""Choosing N of M and splitting a weight into the part that runs and the part that waits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nmstep.layout import group_views
+from nmstep.patterns import NMPattern
+
+__all__ = ["nm_mask", "split_"]
+
+
+def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool = False) -> Tensor:
+    """Returns the boolean mask that keeps the N largest magnitudes of every M consecutive weights.
+
+    Exactly N entries of each group are True. Of equal magnitudes the lower index is kept, so an
+    all-zero group keeps its first N; NaN counts as largest, so that it stays visible.
+
+    Args:
+        weight: any real floating dtype, shape and strides.
+        pattern: N kept of M.
+        dim: the dimension that groups run along.
+        pad: treat a dimension that M does not divide as if it were padded with zeros: its last short
+            group of r weights keeps ``min(N, r)``.
+
+    Returns:
+        A bool tensor of ``weight``'s shape and strides.
+
+    Raises:
+        ValueError: ``weight`` has no such dimension, M does not divide it and ``pad`` is off, or the
+            dtype is not a real floating one.
+
+    Source:
+        SR-STE (arXiv 2102.04010), Eq. 4; STEP, Alg. 1 line 16. Ties and NaN are settled here.
+
+    Example:
+        >>> nm_mask(torch.tensor([[3.0, -4.0, 1.0, 2.0]]), "2:4").int()
+        tensor([[1, 1, 0, 0]], dtype=torch.int32)
+    """
+    pattern = NMPattern.parse(pattern)
+    _check(weight, pattern, dim, pad)
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    for (values, group_dim), (chosen, _) in zip(
+        group_views(weight.detach(), dim, pattern.m), group_views(mask, dim, pattern.m), strict=True
+    ):
+        # A stable sort settles ties by index, and torch sorts NaN as the largest value.
+        order = values.abs().argsort(dim=group_dim, descending=True, stable=True)
+        keep = min(pattern.n, values.shape[group_dim])
+        chosen.scatter_(group_dim, order.narrow(group_dim, 0, keep), True)
+    return mask
+
+
+@torch.no_grad()
+def split_(
+    weight: Tensor,
+    pattern: str | NMPattern,
+    *,
+    dim: int = 1,
+    pad: bool = False,
+    pruned: Tensor | None = None,
+) -> Tensor:
+    """Zeroes what the mask cuts out of ``weight``, in place, and returns what was cut.
+
+    Afterwards ``weight + pruned`` is the weight as it was, to the bit (a negative zero may come back
+    positive), and no coordinate is non-zero in both.
+
+    Args:
+        weight: the latent weight; becomes exactly N:M.
+        pattern: N kept of M.
+        dim: the dimension that groups run along.
+        pad: as for :func:`nm_mask`.
+        pruned: a tensor of ``weight``'s shape and dtype to write into; a new one by default.
+
+    Raises:
+        ValueError: as :func:`nm_mask`.
+
+    Example:
+        >>> w = torch.tensor([[3.0, -4.0, 1.0, 2.0]])
+        >>> split_(w, "2:4"), w
+        (tensor([[0., 0., 1., 2.]]), tensor([[ 3., -4.,  0.,  0.]]))
+    """
+    mask = nm_mask(weight, pattern, dim=dim, pad=pad)
+    pruned = torch.empty_like(weight) if pruned is None else pruned
+    pruned.copy_(weight).masked_fill_(mask, 0)
+    weight.masked_fill_(mask.logical_not_(), 0)
+    return pruned
+
+
+def _check(weight: Tensor, pattern: NMPattern, dim: int, pad: bool) -> None:
+    if not weight.is_floating_point():
+        raise ValueError(f"an N:M mask needs a real floating weight, got dtype {weight.dtype}")
+    if not -weight.dim() <= dim < weight.dim():
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no dimension {dim} to group along")
+    size = weight.shape[dim]
+    if size % pattern.m and not pad:
+        raise ValueError(
+            f"cannot apply {pattern} to shape {tuple(weight.shape)}: dimension {dim} has {size} elements, "
+            f"not a multiple of {pattern.m}; pass pad=True to let the last group be short"
+        )

@@ -1,0 +1,60 @@
+"""A look at the gradients before a step: is it one, and are they finite?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["OnNonfinite", "is_idle", "nonfinite"]
+
+OnNonfinite = Literal["raise", "skip", "ignore"]
+
+
+def is_idle(optimizer: Optimizer) -> bool:
+    """Whether a step would be none: a learning rate of 0 on zero gradients.
+
+    Checkpoint code takes such a step to make the optimizer create its state. The gradients are read
+    only where the learning rate is 0.
+    """
+    if any(float(group["lr"]) != 0.0 for group in optimizer.param_groups):
+        return False
+    gradients = [g for _, g in _named_gradients(optimizer, {})]
+    return not (gradients and bool(_largest(gradients).any()))
+
+
+def nonfinite(optimizer: Optimizer, names: Mapping[int, str]) -> list[str]:
+    """Returns the names of the parameters whose gradient holds a NaN or an infinity.
+
+    Args:
+        optimizer: with gradients in place; sparse and empty ones are passed over.
+        names: a name for the id of a parameter, where one is known.
+    """
+    gradients = _named_gradients(optimizer, names)
+    if not gradients:
+        return []
+    finite = _largest([g for _, g in gradients]).isfinite()
+    if bool(finite.all()):
+        return []
+    return [name for (name, _), ok in zip(gradients, finite.tolist(), strict=True) if not ok]
+
+
+def _largest(gradients: list[Tensor]) -> Tensor:
+    # The maximum norm passes NaN and infinity on, and unlike a sum of squares it cannot overflow.
+    norms = torch._foreach_norm(gradients, math.inf)
+    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
+
+
+def _named_gradients(optimizer: Optimizer, names: Mapping[int, str]) -> list[tuple[str, Tensor]]:
+    found = []
+    for g, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names", ())
+        for i, p in enumerate(group["params"]):
+            if p.grad is not None and p.grad.numel() and p.grad.layout == torch.strided:
+                fallback = given[i] if i < len(given) else f"parameter {i} of group {g}"
+                found.append((names.get(id(p), fallback), p.grad))
+    return found

@@ -1,0 +1,48 @@
+"""What the trace says of each sparse layer: how its mask moves and where its weight is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nmstep.masks import nm_mask
+from nmstep.optim.sparse_step import PRUNED, PatternOf, SparseStep
+
+__all__ = ["latent_masks", "layer_stats"]
+
+
+def latent_masks(sparse: SparseStep, pattern_of: PatternOf) -> list[Tensor]:
+    """Returns the mask of each sparse parameter's latent weight, while the step is open."""
+    return [nm_mask(p, pattern_of(e), dim=e.dim or 0, pad=e.pad) for e, p in sparse]
+
+
+@torch.no_grad()
+def layer_stats(sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tensor] | None) -> Tensor:
+    """Returns flip rate, density, and the norms of the kept and the pruned part of each layer, shape (L, 4).
+
+    The flip rate is the share of mask entries that differ from ``old_masks``; NaN without them. A mask that is
+    chosen once never flips, and its pruned part is gone.
+
+    Args:
+        sparse: the closed sparse step.
+        pattern_of: the patterns that its masks were chosen with.
+        old_masks: from :func:`latent_masks` before the step.
+    """
+    rows = []
+    for i, (entry, p) in enumerate(sparse):
+        wide = torch.promote_types(p.dtype, torch.float32)
+        kept = torch.linalg.vector_norm(p, dtype=wide)
+        pruned = sparse.optimizer.state[p].get(PRUNED)
+        if pruned is None:
+            flips, cut = torch.zeros_like(kept), torch.zeros_like(kept)
+        else:
+            cut = torch.linalg.vector_norm(pruned, dtype=wide)
+            flips = torch.full_like(kept, math.nan)
+            if old_masks is not None:
+                new = nm_mask(p + pruned, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
+                flips = (new != old_masks[i]).to(wide).mean()
+        density = (p != 0).to(wide).mean()
+        rows.append(torch.stack([flips, density, kept, cut]).double())
+    return torch.stack([row.to(rows[0].device) for row in rows]) if rows else torch.zeros(0, 4)

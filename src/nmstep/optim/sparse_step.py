@@ -1,0 +1,202 @@
+"""The sparse step around any optimizer: give it the latent weights, take back N:M ones.
+
+Between steps a sparse parameter ``p`` holds the weights that run, and ``optimizer.state[p]["pruned"]``
+what the mask cut away. :meth:`SparseStep.open_` puts the latent ``w = p + pruned`` into ``p``, the
+optimizer steps on it, and :meth:`SparseStep.close_` chooses the new mask and splits ``w`` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nmstep.masks import nm_mask, split_
+from nmstep.patterns import NMPattern
+from nmstep.plan import PlanEntry
+
+__all__ = ["MASK", "PRUNED", "SparseStep"]
+
+PRUNED = "pruned"
+MASK = "mask"
+
+PatternOf = Callable[[PlanEntry], NMPattern]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a planned parameter sits; a position survives wrappers that replace the tensor itself."""
+
+    entry: PlanEntry
+    group: int
+    index: int
+
+
+class SparseStep:
+    """The sparse parameters of one optimizer.
+
+    Args:
+        optimizer: any torch optimizer that holds every parameter of ``parameters``.
+        parameters: the planned entries with their parameters.
+
+    Raises:
+        ValueError: the optimizer does not hold one of them.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: list[tuple[PlanEntry, Tensor]]) -> None:
+        self.optimizer = optimizer
+        places = {
+            id(p): (g, i)
+            for g, group in enumerate(optimizer.param_groups)
+            for i, p in enumerate(group["params"])
+        }
+        missing = [entry.name for entry, p in parameters if id(p) not in places]
+        if missing:
+            raise ValueError(
+                f"the optimizer does not hold {len(missing)} parameter(s) that the plan makes sparse: "
+                f"{', '.join(map(repr, missing[:5]))}{' …' if len(missing) > 5 else ''}; pass them to the "
+                f"optimizer (is it of this model, made after any .to() or re-initialisation?), or exclude them "
+                f"from the plan"
+            )
+        self.slots = [_Slot(entry, *places[id(p)]) for entry, p in parameters]
+        self._versions: dict[str, int] = {}
+        self._open: dict[str, Tensor | None] | None = None
+        self._gradients: list[tuple[Tensor, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[PlanEntry, Tensor]]:
+        for slot in self.slots:
+            yield slot.entry, self.optimizer.param_groups[slot.group]["params"][slot.index]
+
+    @torch.no_grad()
+    def start_(self, pattern_of: PatternOf, *, once: bool) -> None:
+        """Masks the weights for the first time; with ``once`` the mask is kept and nothing else."""
+        for entry, p in self:
+            pruned = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
+            state = self.optimizer.state[p]
+            if once:
+                # Not `p != 0`: a kept weight may be zero.
+                state[MASK] = nm_mask(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
+            else:
+                state[PRUNED] = pruned
+        self.remember()
+
+    @torch.no_grad()
+    def open_(self, *, refine: float) -> None:
+        """Puts the latent weights into the parameters, and what the recipe adds into their gradients.
+
+        The state is taken out of the optimizer while it steps, since torch's optimizers take a non-empty
+        state for an initialised one. The user's gradient tensors are put aside, not written to.
+        """
+        self._open = {}
+        for entry, p in self:
+            self._check(entry, p)
+            state = self.optimizer.state[p]
+            pruned, mask = state.pop(PRUNED, None), state.pop(MASK, None)
+            self._open[entry.name] = pruned if mask is None else mask
+            grad = p.grad
+            if pruned is not None:
+                p.add_(pruned)
+            if grad is not None and mask is not None:
+                self._replace(p, grad * mask)
+            elif grad is not None and pruned is not None and refine:
+                self._replace(p, grad.add(pruned, alpha=refine))
+
+    @torch.no_grad()
+    def close_(self, pattern_of: PatternOf) -> None:
+        """Chooses the masks of the stepped weights, splits them, and gives the gradients back."""
+        self.restore_gradients()
+        kept, self._open = self._open or {}, None
+        for entry, p in self:
+            held, state = kept[entry.name], self.optimizer.state[p]
+            if held is not None and held.dtype == torch.bool:
+                p.masked_fill_(~held, 0)
+                state[MASK] = held
+            else:
+                state[PRUNED] = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad, pruned=held)
+        self.remember()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step began and did not end, as when the optimizer raised."""
+        return self._open is not None
+
+    def hide_gradients(self) -> None:
+        """Takes every gradient away until :meth:`restore_gradients`, so that a step changes nothing."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._gradients.append((p, p.grad))
+                    p.grad = None
+
+    def restore_gradients(self) -> None:
+        """Puts the user's own gradient tensors back."""
+        for p, grad in self._gradients:
+            p.grad = grad
+        self._gradients.clear()
+
+    def forget(self) -> None:
+        """Drops the pruned part; the parameters stay as they are."""
+        for _, p in self:
+            state = self.optimizer.state.get(p, {})
+            state.pop(PRUNED, None)
+            state.pop(MASK, None)
+
+    def check_values(self, values: list[dict[str, Tensor]], *, once: bool) -> None:
+        """Raises ValueError unless ``values`` holds what each sparse parameter needs.
+
+        Args:
+            values: pruned part or mask for each parameter, in the optimizer's order.
+            once: whether the masks were chosen once.
+        """
+        key = MASK if once else PRUNED
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        for slot in self.slots:
+            position = sum(sizes[: slot.group]) + slot.index
+            value = values[position].get(key) if position < len(values) else None
+            if value is None or tuple(value.shape) != slot.entry.shape:
+                raise ValueError(
+                    f"the loaded optimizer state has no {key!r} part of shape {slot.entry.shape} for "
+                    f"{slot.entry.name!r}; the file is incomplete, or its parameters are in another order"
+                )
+
+    @torch.no_grad()
+    def load_(self, values: list[dict[str, Tensor]]) -> None:
+        """Puts loaded pruned parts or masks into the optimizer's state, uncast.
+
+        The parameters may be loaded before or after this, so the next step checks that both agree.
+        """
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        for p, value in zip(parameters, values, strict=True):
+            for key, tensor in value.items():
+                dtype = torch.bool if key == MASK else p.dtype
+                self.optimizer.state[p][key] = tensor.to(p.device, dtype, copy=True)
+        self._versions.clear()
+
+    def remember(self) -> None:
+        """Notes that the parameters are split consistently now."""
+        self._versions = {entry.name: p._version for entry, p in self}
+
+    def _replace(self, p: Tensor, grad: Tensor) -> None:
+        assert p.grad is not None
+        self._gradients.append((p, p.grad))
+        p.grad = grad
+
+    def _check(self, entry: PlanEntry, p: Tensor) -> None:
+        if tuple(p.shape) != entry.shape:
+            raise ValueError(
+                f"{entry.name!r} had shape {entry.shape} when sparsify was called and now has {tuple(p.shape)}; "
+                f"change shapes before sparsify"
+            )
+        if self._versions.get(entry.name) == p._version:
+            return
+        # Somebody wrote to p: a loaded checkpoint is fine, dense weights over a split would be added twice.
+        state = self.optimizer.state[p]
+        cut = state[PRUNED] != 0 if PRUNED in state else ~state[MASK]
+        if bool((cut & (p != 0)).any()):
+            raise ValueError(
+                f"{entry.name!r} was written to since the last step and is no longer zero where its mask cut: "
+                f"load weights before nmstep.sparsify, or load the model and the optimizer state of one checkpoint"
+            )

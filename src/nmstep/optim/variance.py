@@ -1,0 +1,86 @@
+"""Sums over Adam's second moment that AutoSwitch and the trace read, for any optimizer that keeps one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nmstep.optim.adamw import FROZEN
+
+__all__ = ["change_sums", "coordinates", "has_variance", "norm_sums"]
+
+
+def coordinates(optimizer: Optimizer) -> int:
+    """Returns d, the number of coordinates that the optimizer holds."""
+    return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+
+
+def has_variance(optimizer: Optimizer) -> bool:
+    """Whether the optimizer is of the Adam family: it keeps ``exp_avg_sq`` by Adam's recursion."""
+    return isinstance(optimizer, (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam))
+
+
+@torch.no_grad()
+def change_sums(optimizer: Optimizer, *, geometric: bool) -> Tensor:
+    """Returns ``[Σ|v_t − v_{t−1}|, Σ log|v_t − v_{t−1}|, coordinates that change]``, before the step is taken.
+
+    No copy of v is needed, since ``v_t − v_{t−1} = (1 − β2)(g² − v_{t−1})``. Sums of one parameter run in
+    fp32 at least, sums over parameters in fp64.
+
+    Args:
+        optimizer: of the Adam family, with gradients in place.
+        geometric: fill the last two entries; zero otherwise.
+    """
+    rows = [
+        _change(group, p, optimizer.state.get(p, {}), geometric) for group, p in _with_gradient(optimizer)
+    ]
+    return _total(rows, 3)
+
+
+@torch.no_grad()
+def norm_sums(optimizer: Optimizer) -> Tensor:
+    """Returns ``[‖v‖₁, ‖v‖₂²]`` over all coordinates."""
+    rows = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            v = optimizer.state.get(p, {}).get("exp_avg_sq")
+            if v is not None:
+                v = v if v.dtype == torch.float64 else v.float()
+                rows.append(torch.stack([v.sum(), torch.linalg.vector_norm(v).square()]))
+    return _total(rows, 2)
+
+
+def _with_gradient(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and FROZEN not in optimizer.state.get(p, {}):
+                yield group, p
+
+
+def _change(group: dict[str, Any], p: Tensor, state: dict[str, Any], geometric: bool) -> Tensor:
+    grad = p.grad
+    assert grad is not None
+    if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
+        decay = group["weight_decay"]
+        grad = grad.add(p, alpha=-decay if group.get("maximize") else decay)
+    grad = grad if grad.dtype == torch.float64 else grad.float()
+    delta = grad.square()
+    if "exp_avg_sq" in state:
+        delta.sub_(state["exp_avg_sq"])
+    delta.abs_().mul_(1 - float(group["betas"][1]))
+    if not geometric:
+        return torch.stack([delta.sum(), delta.new_zeros(()), delta.new_zeros(())])
+    changed = delta > 0
+    logs = torch.where(changed, delta, 1).log()
+    return torch.stack([delta.sum(), logs.sum(), changed.sum().to(delta.dtype)])
+
+
+def _total(rows: list[Tensor], width: int) -> Tensor:
+    if not rows:
+        return torch.zeros(width, dtype=torch.float64)
+    device = rows[0].device
+    return torch.stack([row.to(device, torch.float64) for row in rows]).sum(0)

@@ -1,0 +1,91 @@
+"""A recipe: five independent choices that give every published way to learn N:M masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nmstep.patterns import NMPattern
+from nmstep.plan import SparsityPlan
+from nmstep.recipes.schedule import Constant, Schedule
+from nmstep.switching import Switch, SwitchAt
+
+__all__ = ["Pattern", "Recipe"]
+
+Pattern = str | NMPattern | SparsityPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """When masks start, which pattern, how often the mask is chosen, and what the optimizer does.
+
+    The presets (:func:`~nmstep.STEP` and its siblings) are the usual way to get one.
+
+    Args:
+        name: what reports and error messages call it.
+        pattern: ``"n:m"``, an ``NMPattern``, or a whole plan; None for no masks at all.
+        switch: when the masks start; None for never.
+        schedule: how the pattern changes from then on.
+        mask: ``"every_step"`` chooses the mask anew after each step and lets pruned weights learn by
+            the straight-through gradient; ``"once"`` keeps the first mask and the pruned weights at zero.
+        refine: λ of SR-STE's term ``λ (1 − Π) ⊙ w``, added to the gradient once per step.
+        freeze: whose variance is frozen at the switch: nobody's, all parameters', or the sparse ones'.
+        correct_bias: freeze the bias-corrected variance.
+        eps_root: floor inside the root of the frozen phase.
+        total_steps: planned optimizer steps, where a switch needs them.
+
+    Raises:
+        ValueError: a field is out of range, or the fields contradict each other.
+    """
+
+    name: str
+    pattern: Pattern | None
+    switch: Switch | None = field(default_factory=lambda: SwitchAt(0))
+    schedule: Schedule = field(default_factory=Constant)
+    mask: Literal["every_step", "once"] = "every_step"
+    refine: float = 0.0
+    freeze: Literal["none", "all", "sparse"] = "none"
+    correct_bias: bool = True
+    eps_root: float = 1e-8
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, str):
+            object.__setattr__(self, "pattern", NMPattern.parse(self.pattern))
+        if self.pattern is not None and not isinstance(self.pattern, (NMPattern, SparsityPlan)):
+            raise TypeError(
+                f"{self.name}: pattern must be 'n:m', an NMPattern or a SparsityPlan, got {self.pattern!r}"
+            )
+        if (self.pattern is None) != (self.switch is None):
+            raise ValueError(f"{self.name}: a pattern needs a switch and a switch needs a pattern")
+        if not self.refine >= 0.0:
+            raise ValueError(f"{self.name}(refine={self.refine!r}): expected a number >= 0")
+        if not self.eps_root >= 0.0:
+            raise ValueError(f"{self.name}(eps_root={self.eps_root!r}): expected a number >= 0")
+        for name, value, allowed in (
+            ("mask", self.mask, ("every_step", "once")),
+            ("freeze", self.freeze, ("none", "all", "sparse")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{self.name}({name}={value!r}): expected one of {', '.join(map(repr, allowed))}"
+                )
+        if self.total_steps is not None and (not isinstance(self.total_steps, int) or self.total_steps < 1):
+            raise ValueError(f"{self.name}(total_steps={self.total_steps!r}): expected an integer >= 1")
+        if self.switch is not None:
+            self.switch.check(self.total_steps)
+            if self.freeze != "none" and isinstance(self.switch, SwitchAt) and self.switch.step == 0:
+                raise ValueError(
+                    f"{self.name} freezes the variance at the switch, but at step 0 there is none yet: "
+                    f"switch at step 1 or later"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what must agree between a saved state and the recipe that continues it."""
+        return {
+            "name": self.name,
+            "switch": None if self.switch is None else type(self.switch).__name__,
+            "schedule": repr(self.schedule),
+            "mask": self.mask,
+            "freeze": self.freeze,
+        }

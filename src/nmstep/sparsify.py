@@ -1,0 +1,288 @@
+"""Two lines in the user's own loop: a recipe attached to an optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from nmstep.machine import Phase, StateMachine, target
+from nmstep.masks import split_
+from nmstep.optim import record
+from nmstep.optim.adamw import AdamW
+from nmstep.optim.gradients import OnNonfinite
+from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
+from nmstep.optim.variance import has_variance
+from nmstep.plan import SparsityPlan, plan
+from nmstep.recipes.recipe import Recipe
+from nmstep.trace import Trace, TraceOptions
+
+__all__ = ["Sparsifier", "sparsify"]
+
+_ATTACHED = "_nmstep_sparsifier"
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer,
+    recipe: Recipe,
+    *,
+    on_nonfinite: OnNonfinite = "raise",
+    trace: TraceOptions | None = None,
+) -> Sparsifier:
+    """Attaches a recipe to an optimizer and returns the Sparsifier that runs it.
+
+    From here on ``optimizer.step()`` does all of the recipe's work, and the model's parameters are
+    dense before the masks start and exactly N:M from then on. A recipe that starts at step 0 masks here.
+
+    Args:
+        model: the model that trains.
+        optimizer: any ``torch.optim.Optimizer`` that holds the planned parameters. A recipe that freezes
+            the variance needs :class:`nmstep.AdamW`; AutoSwitch needs one of the Adam family.
+        recipe: from a preset such as :func:`nmstep.STEP`.
+        on_nonfinite: what to do about a NaN or infinite gradient: ``"raise"`` names the parameters and
+            changes nothing, ``"skip"`` leaves the step out, ``"ignore"`` does not look (and saves one
+            reading of the gradients).
+        trace: how much is recorded; see :class:`TraceOptions`.
+
+    Raises:
+        ValueError: the optimizer lacks planned parameters, or a sparsifier is attached already, or it is
+            of a kind that the recipe cannot work with.
+
+    Example:
+        >>> from nmstep import AdamW, SRSTE, verify
+        >>> model = nn.Linear(8, 4)
+        >>> optimizer = AdamW(model.parameters())
+        >>> sparsifier = sparsify(model, optimizer, SRSTE("2:4"))
+        >>> model(torch.randn(2, 8)).square().sum().backward()
+        >>> optimizer.step()
+        >>> sparsifier.phase, sparsifier.step, verify(model, "2:4").ok
+        ('sparse', 1, True)
+    """
+    return Sparsifier(model, optimizer, recipe, on_nonfinite=on_nonfinite, trace=trace or TraceOptions())
+
+
+class Sparsifier:
+    """A recipe at work on one model and optimizer; made by :func:`sparsify`.
+
+    Attributes:
+        plan: the plan in force; empty for a recipe without masks.
+        recipe: the recipe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        *,
+        on_nonfinite: OnNonfinite,
+        trace: TraceOptions,
+    ) -> None:
+        _check_arguments(optimizer, recipe, on_nonfinite)
+        self.recipe = recipe
+        self.plan = _plan(model, recipe)
+        parameters = self.plan.resolve(model)
+        self._optimizer = optimizer
+        self._sparse = SparseStep(optimizer, [(entry, parameters[entry.name]) for entry in self.plan.sparse])
+        self._machine = StateMachine(
+            optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace
+        )
+        self._loaded: tuple[dict[str, Any] | None, list[dict[str, Any]]] | None = None
+        if not self._adopt():
+            self._machine.begin()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._machine.before_step),
+            optimizer.register_step_post_hook(self._machine.after_step),
+            optimizer.register_state_dict_pre_hook(lambda _: self._machine.recover()),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._before_load),
+            optimizer.register_load_state_dict_post_hook(self._after_load),
+        ]
+        setattr(optimizer, _ATTACHED, self)
+
+    @property
+    def phase(self) -> Phase:
+        """``"dense"`` before the masks start, ``"sparse"`` from then on."""
+        return self._machine.phase
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken since :func:`sparsify`."""
+        return self._machine.step
+
+    @property
+    def switch_step(self) -> int | None:
+        """The number of optimizer steps taken when the masks started, or None."""
+        return self._machine.switch_step
+
+    @property
+    def switch_reason(self) -> str | None:
+        """Why the masks started, or None.
+
+        One of ``"scheduled"``, ``"threshold"``, ``"t_max"``, ``"relative_norm"``, ``"norm_ratio"``.
+        """
+        return self._machine.switch_reason
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out for a non-finite gradient."""
+        return self._machine.skipped_steps
+
+    @property
+    def trace(self) -> Trace:
+        """What was recorded."""
+        return self._machine.trace
+
+    @property
+    def window_mean(self) -> float | None:
+        """What the switch compared with its threshold last, or None."""
+        return self._machine.window_mean
+
+    def log_loss(self, loss: Tensor | float) -> None:
+        """Notes the loss of the coming step for the trace; a tensor is not read until the next flush."""
+        self._machine.loss = loss.detach() if isinstance(loss, Tensor) else loss
+
+    @contextmanager
+    def masked(self) -> Iterator[None]:
+        """Masks the weights for the time of a block, to evaluate the dense phase as if it were sparse.
+
+        Nothing happens once the masks have started: then the model is N:M anyway.
+
+        Source:
+            STEP, Fig. 4.
+        """
+        if self.phase == "sparse" or not self.plan.sparse:
+            yield
+            return
+        with torch.no_grad():
+            cut = [(p, split_(p, target(e), dim=e.dim or 0, pad=e.pad)) for e, p in self._sparse]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, pruned in cut:
+                    p.add_(pruned)
+
+    def finalize(self) -> None:
+        """Forgets the pruned part and detaches: the model is plain and N:M, the optimizer ordinary.
+
+        Where the masks have not started, or a schedule has not reached its last pattern, the final
+        pattern is applied now, with a warning. Steps taken afterwards would fill the zeros again.
+        """
+        reached = all(self._machine.pattern_of(entry) == entry.pattern for entry in self.plan.sparse)
+        if self.plan.sparse and not (self.phase == "sparse" and reached):
+            warnings.warn(
+                f"{self.recipe.name} had not reached its final pattern after {self.step} steps "
+                f"({'the masks had not started' if self.phase == 'dense' else 'the schedule was not over'}); "
+                f"it was applied now in one shot, which usually costs accuracy",
+                stacklevel=2,
+            )
+            with torch.no_grad():
+                for entry, p in self._sparse:
+                    split_(p, target(entry), dim=entry.dim or 0, pad=entry.pad)
+        self._sparse.forget()
+        self.trace.flush()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if hasattr(self._optimizer, _ATTACHED):
+            delattr(self._optimizer, _ATTACHED)
+
+    def _record(self) -> dict[str, Any]:
+        planned = {
+            entry.name: {"pattern": str(entry.pattern), "dim": entry.dim, "shape": list(entry.shape)}
+            for entry in self.plan.sparse
+        }
+        return {"version": 1, "recipe": self.recipe.describe(), "plan": planned, **self._machine.state()}
+
+    def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        record.insert(state_dict, self._record())
+
+    def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        del optimizer
+        self._loaded = self._take(state_dict)
+
+    def _take(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """Takes the method's own state out of a state dict, after a check that it belongs here."""
+        saved, values = record.take(state_dict, (PRUNED, MASK))
+        if saved is not None:
+            record.check(saved, self._record())
+            if saved["switch_step"] is not None:
+                self._sparse.check_values(values, once=self.recipe.mask == "once")
+        elif self.phase == "sparse" or any(values):
+            raise ValueError(
+                "the loaded optimizer state was not saved by a sparsifier, but this one's masks have started; "
+                "load dense states before nmstep.sparsify"
+            )
+        return saved, values
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        del optimizer
+        assert self._loaded is not None
+        (saved, values), self._loaded = self._loaded, None
+        if saved is not None:
+            self._machine.load(saved)
+            self._sparse.load_(values)
+
+    def _adopt(self) -> bool:
+        """Continues from a state that was loaded before the optimizer was sparsified, if there is one."""
+        live = self._optimizer.state
+        if not any(record.RECORD in state for state in live.values()):
+            return False
+        groups = [{"params": list(group["params"])} for group in self._optimizer.param_groups]
+        state_dict: dict[str, Any] = {"param_groups": groups, "state": live}
+        self._loaded = self._take(state_dict)
+        for p in list(live):
+            live[p] = state_dict["state"].get(p, {})
+        self._after_load(self._optimizer)
+        return True
+
+
+def _plan(model: nn.Module, recipe: Recipe) -> SparsityPlan:
+    if recipe.pattern is None:
+        return SparsityPlan(())
+    return recipe.pattern if isinstance(recipe.pattern, SparsityPlan) else plan(model, recipe.pattern)
+
+
+def _check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
+    kind = type(optimizer).__name__
+    if on_nonfinite not in ("raise", "skip", "ignore"):
+        raise ValueError(f"on_nonfinite={on_nonfinite!r}: expected 'raise', 'skip' or 'ignore'")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"sparsify takes a torch.optim.Optimizer, got {kind}; pass a wrapper's inner optimizer"
+        )
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"sparsify takes a recipe such as nmstep.STEP('2:4', total_steps=...), got {recipe!r}"
+        )
+    if hasattr(optimizer, _ATTACHED):
+        raise ValueError(
+            f"this {kind} has a sparsifier already ({getattr(optimizer, _ATTACHED).recipe.name}); call its "
+            f"finalize() first, or make a new optimizer"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "LBFGS evaluates its closure several times a step, between which no mask can be chosen"
+        )
+    if recipe.freeze != "none" and not isinstance(optimizer, AdamW):
+        raise ValueError(
+            f"{recipe.name} freezes the variance, which {kind} cannot: use nmstep.AdamW (with "
+            f"decoupled_weight_decay=False for Adam), or STEP(..., freeze_variance=False)"
+        )
+    if recipe.freeze != "none" and any(group["amsgrad"] for group in optimizer.param_groups):
+        raise ValueError(
+            f"{recipe.name} freezes the variance, which amsgrad=True does not allow; use amsgrad=False"
+        )
+    if recipe.switch is not None and recipe.switch.needs_variance and not has_variance(optimizer):
+        raise ValueError(
+            f"{type(recipe.switch).__name__} reads Adam's second moment, which {kind} does not keep; say when "
+            f"masks start with switch=SwitchAt(step), or use nmstep.AdamW"
+        )

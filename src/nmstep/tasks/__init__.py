@@ -1,0 +1,10 @@
+"""Workloads to train and score: digits, text, CIFAR-10 and CIFAR-100.
+
+`load` returns a `Task`: a model, batches that depend on nothing but seed and step, a loss and a score.
+"digits" and "text" come with their data; every task reads local folders without the network.
+"""
+
+from nmstep.tasks.registry import available, load, options
+from nmstep.tasks.task import Batch, Task, TaskDefaults
+
+__all__ = ["Batch", "Task", "TaskDefaults", "available", "load", "options"]

@@ -1,0 +1,84 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+
+from nmstep.tasks.cifar import Cifar10, Cifar100
+from nmstep.tasks.digits import Digits
+from nmstep.tasks.task import Task
+from nmstep.tasks.text import Text
+
+_TASKS: dict[str, type[Task]] = {"digits": Digits, "text": Text, "cifar10": Cifar10, "cifar100": Cifar100}
+
+
+def available() -> tuple[str, ...]:
+    """Returns the names that `load` knows.
+
+    >>> available()
+    ('digits', 'text', 'cifar10', 'cifar100')
+    """
+    return tuple(_TASKS)
+
+
+def options(name: str) -> dict[str, object]:
+    """Returns the options of a task with their defaults, without loading its data.
+
+    Args:
+        name: one of `available()`.
+
+    Raises:
+        ValueError: if there is no such task.
+
+    >>> options("cifar10")
+    {'model': 'resnet20', 'train_subset': None, 'test_subset': None, 'augment': True}
+    """
+    parameters = inspect.signature(_task_type(name)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name != "data"}
+
+
+def load(name: str, *, data: str | None = None, **options: object) -> Task:
+    """Returns a task by name, its data read and its options checked.
+
+    Args:
+        name: one of `available()`.
+        data: where the data are: a local path or a hub name, as the task describes; None for the data that
+            come with the package.
+        **options: the task's own options; `nmstep.tasks.options` lists them.
+
+    Raises:
+        ValueError: if there is no such task or option, the task takes no data, or it rejects a value.
+        FileNotFoundError: if there is nothing at `data`.
+
+    >>> task = load("digits")
+    >>> task.metric, task.batch(0, seed=0, batch_size=64).inputs.shape
+    ('accuracy', torch.Size([64, 1, 8, 8]))
+    """
+    task_type = _task_type(name)
+    parameters = inspect.signature(task_type).parameters
+    known = [parameter for parameter in parameters if parameter != "data"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"task {name!r} has no option {option!r}{_nearest(option, known)}")
+    arguments: dict[str, object] = dict(options)
+    if "data" in parameters:
+        arguments["data"] = data
+    elif data is not None:
+        raise ValueError(f"task {name!r} brings its own data and takes no data={data!r}: leave data out")
+    return task_type(**arguments)
+
+
+def _task_type(name: str) -> type[Task]:
+    if name not in _TASKS:
+        raise ValueError(f"there is no task {name!r}{_nearest(name, _TASKS)}")
+    return _TASKS[name]
+
+
+def _nearest(given: str, known: Iterable[str]) -> str:
+    """Returns the end of an error message: the likely name if one is near, and all that exist."""
+    names = list(known)
+    close = difflib.get_close_matches(given, names, n=1)
+    guess = f": did you mean {close[0]!r}?" if close else "."
+    return f"{guess} Choose from {', '.join(names)}" if names else f"{guess} It has none"

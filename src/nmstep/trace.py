@@ -1,0 +1,146 @@
+"""What a run records of itself: one row a step, one row a layer now and then.
+
+Values stay on their device as tensors and are read in blocks, so that recording does not make the host
+wait for an accelerator at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmstep.switching import VarianceStats
+
+__all__ = ["Trace", "TraceOptions"]
+
+_COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """How often the costly parts are recorded.
+
+    Args:
+        variance_every: optimizer steps between samples of the variance where the switch does not read
+            every one of them anyway; 0 for never.
+        layers_every: optimizer steps between samples of each layer's masks; 0 for never.
+        geometric: record the geometric mean of the variance's change too, which costs a logarithm for
+            each weight.
+        block: steps kept on the device before they are read.
+
+    Raises:
+        ValueError: a number is negative, or ``block`` is 0.
+    """
+
+    variance_every: int = 10
+    layers_every: int = 100
+    geometric: bool = False
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("variance_every", 0), ("layers_every", 0), ("block", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"TraceOptions({name}={getattr(self, name)!r}): expected an integer >= {least}"
+                )
+
+
+class Trace:
+    """The recorded statistics of one run.
+
+    Args:
+        d: coordinates that the variance statistics cover.
+        threshold: what the switch compares ``z_mean`` with, or None.
+        block: rows kept unread before they are flushed.
+    """
+
+    def __init__(self, *, d: int, threshold: float | None, block: int) -> None:
+        self.d = d
+        self.threshold = threshold
+        self.layers: list[dict[str, Any]] = []
+        self._block = block
+        self._columns = {name: array("d") for name in _COLUMNS}
+        self._pending: list[dict[str, float | Tensor]] = []
+        self._pending_layers: list[tuple[int, list[str], Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._columns["step"]) + len(self._pending)
+
+    def append(self, row: dict[str, float | Tensor]) -> None:
+        """Adds one step; values are floats or one-element tensors, missing ones become NaN."""
+        self._pending.append(row)
+        if len(self._pending) >= self._block:
+            self.flush()
+
+    def append_layers(self, step: int, names: list[str], values: Tensor) -> None:
+        """Adds one sample of every layer: flip rate, density, norms of the kept and the pruned part.
+
+        Args:
+            step: optimizer steps taken.
+            names: L layer names.
+            values: shape (L, 4), on the device.
+        """
+        self._pending_layers.append((step, names, values))
+
+    def flush(self) -> None:
+        """Reads what is still on the device."""
+        for name, column in self._columns.items():
+            column.extend(_read([row.get(name, math.nan) for row in self._pending]))
+        self._pending.clear()
+        for step, names, values in self._pending_layers:
+            for name, (flips, density, kept, pruned) in zip(names, values.tolist(), strict=True):
+                self.layers.append(
+                    {
+                        "step": step,
+                        "name": name,
+                        "flip_rate": None if math.isnan(flips) else flips,
+                        "density": density,
+                        "kept_norm": kept,
+                        "pruned_norm": pruned,
+                    }
+                )
+        self._pending_layers.clear()
+
+    def rows(self, start: int = 0) -> list[dict[str, Any]]:
+        """Returns the recorded steps from the ``start``-th row on, missing values as None.
+
+        Keys: ``step`` (optimizer steps taken), ``phase``, ``lr``, ``loss``, ``v_norm1``, ``v_norm2``,
+        ``z`` (Z_t), ``z_geometric``, ``z_mean`` (what the switch compared), ``threshold``.
+        """
+        self.flush()
+        rows = []
+        for values in zip(*(column[start:] for column in self._columns.values()), strict=True):
+            row: dict[str, Any] = {
+                k: None if math.isnan(v) else v for k, v in zip(_COLUMNS, values, strict=True)
+            }
+            row["step"] = int(row["step"])
+            row["phase"] = "sparse" if row.pop("sparse") else "dense"
+            row["threshold"] = self.threshold
+            rows.append(row)
+        return rows
+
+    def variance(self) -> list[VarianceStats]:
+        """Returns the recorded variance statistics, for :func:`nmstep.switching.replay`."""
+        return [
+            VarianceStats(
+                step=row["step"],
+                change=row["z"],
+                norm1=row["v_norm1"],
+                norm2=row["v_norm2"],
+                change_geometric=row["z_geometric"],
+            )
+            for row in self.rows()
+            if row["z"] is not None
+        ]
+
+
+def _read(values: list[float | Tensor]) -> list[float]:
+    """Returns the values as floats, with one transfer for all tensors among them."""
+    tensors = [value.detach().reshape(()).double() for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [next(read) if isinstance(value, Tensor) else float(value) for value in values]
