@@ -1,5 +1,8 @@
 """Learn N:M structured sparsity masks while a PyTorch model trains."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from nmstep.masks import nm_mask
 from nmstep.optim import AdamW
 from nmstep.patterns import NMPattern
@@ -8,6 +11,10 @@ from nmstep.recipes import ASP, SRSTE, STE, STEP, DecayingMask, Dense, Recipe
 from nmstep.sparsify import Sparsifier, sparsify
 from nmstep.switching import AutoSwitch, NormRatio, RelativeNorm, SwitchAt
 from nmstep.trace import TraceOptions
+from nmstep.verify import NotSparseError, VerifyReport, verify
+
+if TYPE_CHECKING:
+    from nmstep.recipes import layerwise
 
 __version__ = "0.1.0.dev0"
 
@@ -22,6 +29,7 @@ __all__ = [
     "Dense",
     "NMPattern",
     "NormRatio",
+    "NotSparseError",
     "PlanEntry",
     "Recipe",
     "RelativeNorm",
@@ -30,7 +38,17 @@ __all__ = [
     "SparsityPlan",
     "SwitchAt",
     "TraceOptions",
+    "VerifyReport",
+    "layerwise",
     "nm_mask",
     "plan",
     "sparsify",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The layer-wise search is the one room that few programs need; importing it waits until it is asked for.
+    if name == "layerwise":
+        return import_module("nmstep.recipes.layerwise")
+    raise AttributeError(f"module 'nmstep' has no attribute {name!r}")

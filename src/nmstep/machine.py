@@ -88,9 +88,10 @@ class StateMachine:
         return self.recipe.schedule.pattern_at(target(entry), since)
 
     def recover(self) -> None:
-        """Ends a step that the optimizer began and, by raising, did not end."""
+        """Gives state and gradients back after a step that was none, or in which the optimizer raised."""
         if self._sparse.is_open:
             self._sparse.close_(self.pattern_of)
+        self._sparse.restore_gradients()
 
     def state(self) -> dict[str, Any]:
         """Returns what must be saved beside the tensors, as JSON values."""
@@ -123,13 +124,15 @@ class StateMachine:
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance():
                 self._change = change_sums(optimizer, geometric=self._geometric)
+        elif self.phase == "sparse":
+            self._sparse.set_aside()
         return args, kwargs
 
     def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Closes the sparse step, asks the switch and records; a step post-hook."""
         del args, kwargs
-        self._sparse.restore_gradients()
         if not self._taking:
+            self.recover()
             return
         sampled = self._is_sample(self._options.layers_every)
         self.step += 1
@@ -137,6 +140,7 @@ class StateMachine:
         row: dict[str, float | Tensor] = {"step": self.step, "sparse": sparse, "loss": self.loss}
         lr = optimizer.param_groups[0]["lr"]
         row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
+        self._sparse.restore_gradients()
         if sparse:
             self._sparse.close_(self.pattern_of)
             if sampled:
@@ -166,7 +170,8 @@ class StateMachine:
         optimizer = self._optimizer
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and float(found_inf) > 0:
-            return False  # a loss scaler that leaves skipping to the optimizer's own kernel
+            self._sparse.hide_gradients()  # a loss scaler that leaves skipping to the optimizer
+            return False
         if getattr(optimizer, "grad_scale", None) is not None:
             raise ValueError(
                 "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step"

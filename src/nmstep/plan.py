@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +10,11 @@ from typing import Literal
 from torch import nn
 
 from nmstep.layout import reduction_dim
+from nmstep.names import as_globs, matches, nearest
 from nmstep.patterns import NMPattern
-from nmstep.sparsity_plan import PlanEntry, Rule, SparsityPlan, nearest, unwrap
+from nmstep.sparsity_plan import PlanEntry, Rule, SparsityPlan, unwrap
 
-__all__ = ["PlanEntry", "Rule", "SparsityPlan", "plan", "unwrap"]
+__all__ = ["OnIndivisible", "PlanEntry", "Rule", "SparsityPlan", "plan"]
 
 OnIndivisible = Literal["dense", "error", "pad"]
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -62,14 +62,14 @@ def plan(
         0.bias     16     Linear  dense         bias
         2.weight   4x16   Linear  dense         excluded by '2'
         2.bias     4      Linear  dense         bias
-        2 of 4 ...
+        1 of 4 ...
     """
     if on_indivisible not in ("dense", "error", "pad"):
         raise ValueError(f"on_indivisible={on_indivisible!r}: expected 'dense', 'error' or 'pad'")
     chooser = _Chooser(
         NMPattern.parse(pattern),
-        None if include is None else _globs(include, "include"),
-        _globs(exclude, "exclude"),
+        None if include is None else as_globs(include, "include"),
+        as_globs(exclude, "exclude"),
         {glob: rule if isinstance(rule, Rule) else Rule(rule) for glob, rule in (rules or {}).items()},
         on_indivisible,
     )
@@ -80,14 +80,6 @@ def plan(
         raise ValueError(f"no parameter of this {type(model).__name__} can become sparse:\n{result}")
     _warn_left_dense(entries)
     return result
-
-
-def _globs(names: Iterable[str], argument: str) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise ValueError(
-            f"{argument} takes a list of names, got the string {names!r}; write {argument}=[{names!r}]"
-        )
-    return tuple(names)
 
 
 def _parameters(model: nn.Module) -> Iterable[tuple[list[str], list[tuple[nn.Module, str]]]]:
@@ -103,12 +95,6 @@ def _parameters(model: nn.Module) -> Iterable[tuple[list[str], list[tuple[nn.Mod
             names.append(f"{prefix}.{local}" if prefix else local)
             owners.append((module, local))
     return found.values()
-
-
-def _matches(glob: str, name: str) -> bool:
-    """Whether ``glob`` matches a parameter's name or the name of a module above it."""
-    parts = name.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(1, len(parts) + 1))
 
 
 def _warn_left_dense(entries: tuple[PlanEntry, ...]) -> None:
@@ -138,7 +124,7 @@ class _Chooser:
         dense = PlanEntry(
             name=names[0], shape=tuple(parameter.shape), kind=type(module).__name__, aliases=tuple(names[1:])
         )
-        ruled = [(glob, rule) for glob, rule in self.rules.items() if any(_matches(glob, n) for n in names)]
+        ruled = [(glob, rule) for glob, rule in self.rules.items() if any(matches(glob, n) for n in names)]
         why_not, dim = _default_layout(owners, parameter.dim())
         for glob, rule in reversed(ruled):
             if rule.pattern is None:
@@ -147,11 +133,11 @@ class _Chooser:
             if group_dim is not None and (why_not is None or rule.dim is not None):
                 return self._sparse(dense, rule.pattern, group_dim, f"rule {glob!r}")
         for glob in self.exclude:
-            if any(_matches(glob, name) for name in names):
+            if any(matches(glob, name) for name in names):
                 return replace(dense, reason=f"excluded by {glob!r}" if why_not is None else why_not)
         if why_not is not None or dim is None:
             return replace(dense, reason=why_not or "")
-        if self.include is not None and not any(_matches(g, n) for g in self.include for n in names):
+        if self.include is not None and not any(matches(g, n) for g in self.include for n in names):
             return replace(dense, reason="not in include")
         return self._sparse(dense, self.pattern, dim, "default")
 
@@ -184,14 +170,14 @@ class _Chooser:
             ("rules", self.rules),
         ):
             for glob in globs:
-                if not any(_matches(glob, name) for name in names):
+                if not any(matches(glob, name) for name in names):
                     raise ValueError(
                         f"{argument} names {glob!r}, which matches no parameter or module of the model"
                         f"{nearest(glob, [*names, *modules])}"
                     )
         for glob, rule in self.rules.items():
             touched = [
-                entry for entry in entries if any(_matches(glob, n) for n in (entry.name, *entry.aliases))
+                entry for entry in entries if any(matches(glob, n) for n in (entry.name, *entry.aliases))
             ]
             if rule.pattern is not None and all(e.pattern is None and not _indivisible(e) for e in touched):
                 raise ValueError(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from nmstep.names import nearest
 from nmstep.patterns import NMPattern
 
-__all__ = ["PlanEntry", "Rule", "SparsityPlan", "nearest", "unwrap"]
+__all__ = ["PlanEntry", "Rule", "SparsityPlan", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,26 @@ class PlanEntry:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanEntry:
-        """Returns the entry that :meth:`to_dict` described."""
-        pattern = values["pattern"]
+        """Returns the entry that :meth:`to_dict` described.
+
+        Raises:
+            ValueError: a shape, pattern or dimension that no parameter can have.
+            KeyError: a field is missing.
+            TypeError: a field is unknown.
+        """
+        pattern, dim = values["pattern"], values["dim"]
+        shape = tuple(values["shape"])
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"{values['name']!r} has the shape {shape!r}")
+        if (pattern is None) != (dim is None) or (dim is not None and dim not in range(len(shape))):
+            raise ValueError(
+                f"{values['name']!r} of shape {shape} has pattern {pattern!r} along dimension {dim!r}"
+            )
         return cls(
             **{
                 **values,
                 "pattern": None if pattern is None else NMPattern.parse(pattern),
-                "shape": tuple(values["shape"]),
+                "shape": shape,
                 "aliases": tuple(values.get("aliases", ())),
             }
         )
@@ -206,9 +219,3 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Returns the module that ``torch.compile`` wrapped, or ``model`` itself."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ``" (nearest: ...)"`` with the known names that resemble ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    return f" (nearest: {', '.join(map(repr, close))})" if close else ""

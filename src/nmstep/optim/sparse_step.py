@@ -63,7 +63,8 @@ class SparseStep:
             )
         self.slots = [_Slot(entry, *places[id(p)]) for entry, p in parameters]
         self._versions: dict[str, int] = {}
-        self._open: dict[str, Tensor | None] | None = None
+        self._held: list[Tensor] | None = None  # pruned parts or masks, while the optimizer steps
+        self._latent = False
         self._gradients: list[tuple[Tensor, Tensor]] = []
 
     def __iter__(self) -> Iterator[tuple[PlanEntry, Tensor]]:
@@ -87,41 +88,54 @@ class SparseStep:
     def open_(self, *, refine: float) -> None:
         """Puts the latent weights into the parameters, and what the recipe adds into their gradients.
 
-        The state is taken out of the optimizer while it steps, since torch's optimizers take a non-empty
-        state for an initialised one. The user's gradient tensors are put aside, not written to.
+        The user's gradient tensors are put aside, not written to.
         """
-        self._open = {}
         for entry, p in self:
             self._check(entry, p)
+        self._latent = True
+        for p, held in self._set_aside():
+            once = held.dtype == torch.bool
+            if not once:
+                p.add_(held)
+            if p.grad is not None and once:
+                self._replace(p, p.grad * held)
+            elif p.grad is not None and refine:
+                self._replace(p, p.grad.add(held, alpha=refine))
+
+    def set_aside(self) -> None:
+        """Takes the method's state out of the optimizer for a step that is not to be one."""
+        self._latent = False
+        self._set_aside()
+
+    def _set_aside(self) -> list[tuple[Tensor, Tensor]]:
+        # torch's optimizers take a non-empty state for an initialised one, so nothing of ours may be in it.
+        self._held = []
+        for _, p in self:
             state = self.optimizer.state[p]
-            pruned, mask = state.pop(PRUNED, None), state.pop(MASK, None)
-            self._open[entry.name] = pruned if mask is None else mask
-            grad = p.grad
-            if pruned is not None:
-                p.add_(pruned)
-            if grad is not None and mask is not None:
-                self._replace(p, grad * mask)
-            elif grad is not None and pruned is not None and refine:
-                self._replace(p, grad.add(pruned, alpha=refine))
+            self._held.append(state.pop(PRUNED) if PRUNED in state else state.pop(MASK))
+        return [(p, held) for (_, p), held in zip(self, self._held, strict=True)]
 
     @torch.no_grad()
     def close_(self, pattern_of: PatternOf) -> None:
-        """Chooses the masks of the stepped weights, splits them, and gives the gradients back."""
+        """Chooses the masks of the stepped weights, splits them, and gives state and gradients back."""
         self.restore_gradients()
-        kept, self._open = self._open or {}, None
-        for entry, p in self:
-            held, state = kept[entry.name], self.optimizer.state[p]
-            if held is not None and held.dtype == torch.bool:
-                p.masked_fill_(~held, 0)
-                state[MASK] = held
+        held, self._held = self._held or [], None
+        for (entry, p), value in zip(self, held, strict=True):
+            state = self.optimizer.state[p]
+            if value.dtype == torch.bool:
+                state[MASK] = value
+                p.masked_fill_(~value, 0)
+            elif self._latent:
+                state[PRUNED] = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad, pruned=value)
             else:
-                state[PRUNED] = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad, pruned=held)
-        self.remember()
+                state[PRUNED] = value
+        if self._latent:
+            self.remember()
 
     @property
     def is_open(self) -> bool:
         """Whether a step began and did not end, as when the optimizer raised."""
-        return self._open is not None
+        return self._held is not None
 
     def hide_gradients(self) -> None:
         """Takes every gradient away until :meth:`restore_gradients`, so that a step changes nothing."""

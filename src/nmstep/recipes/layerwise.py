@@ -201,17 +201,15 @@ def _train_step(
     step: int,
 ) -> None:
     """Takes one step at masked weights, after which pruned weights are back as they were."""
-    masks = [
-        nm_mask(x.weight, x.pattern, dim=x.entry.dim or 0, pad=x.entry.pad).logical_not_() for x in layers
-    ]
+    cuts = [_cut(layer) for layer in layers]
     with torch.no_grad():
-        pruned = [x.weight.masked_fill(~cut, 0) for x, cut in zip(layers, masks, strict=True)]
-        for layer, cut in zip(layers, masks, strict=True):
+        pruned = [x.weight.masked_fill(~cut, 0) for x, cut in zip(layers, cuts, strict=True)]
+        for layer, cut in zip(layers, cuts, strict=True):
             layer.weight.masked_fill_(cut, 0)
     optimizer.zero_grad()
     _checked(loss_of(), step).backward()
     with torch.no_grad():
-        for layer, cut in zip(layers, masks, strict=True):
+        for layer, cut in zip(layers, cuts, strict=True):
             if layer.weight.grad is None:
                 layer.weight.grad = torch.zeros_like(layer.weight)
             layer.weight.grad.masked_fill_(cut, 0)
@@ -221,6 +219,13 @@ def _train_step(
     with torch.no_grad():
         for layer, part in zip(layers, pruned, strict=True):
             layer.weight.add_(part)
+
+
+def _cut(layer: Layer) -> Tensor:
+    """Returns True where the layer's pattern prunes."""
+    if layer.pattern.is_dense:  # as every layer is for a while: no need to sort
+        return torch.zeros_like(layer.weight, dtype=torch.bool)
+    return ~nm_mask(layer.weight, layer.pattern, dim=layer.entry.dim or 0, pad=layer.entry.pad)
 
 
 def _checked(loss: Tensor, step: int) -> Tensor:

@@ -1,0 +1,8 @@
+"""``python -m nmstep.cli`` is ``nmstep``."""
+
+import sys
+
+from nmstep.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What each command does: calls the library and shows what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from rich.text import Text
+
+from nmstep.cli import commands
+from nmstep.cli.console import errors, output, say, say_error, say_warning
+from nmstep.cli.progress import CompareBars, TrainBar
+from nmstep.cli.tables import plan_table, result_line, summary, verify_table
+from nmstep.experiments import (
+    CompareConfig,
+    Comparison,
+    RunConfig,
+    compare,
+    demo_config,
+    load_task,
+    make_plan,
+    run,
+)
+
+__all__ = ["act"]
+
+
+def act(command: commands.Command) -> int:
+    """Does what a command says and returns the exit status."""
+    match command:
+        case commands.Train():
+            return _train(command)
+        case commands.Compare():
+            config = CompareConfig(**commands.values_of(command.comparison))
+            folder = command.out or Path("runs") / f"compare-{config.task}"
+            where = shlex.quote(str(folder))
+            again = f"nmstep compare --config {where}/compare.json --out {where}"
+            return _compare(config, folder, again=again)
+        case commands.Plan():
+            return _plan(command)
+        case commands.Verify():
+            return _verify(command)
+        case commands.Report():
+            return _report(command.folder, command.out)
+        case commands.Demo():
+            return _demo(command)
+
+
+def _train(command: commands.Train) -> int:
+    config = RunConfig(**commands.values_of(command.run))
+    folder = command.out or Path("runs") / _name(config)
+    try:
+        with TrainBar() as bar:
+            result = run(config, folder, resume=command.resume, progress=bar)
+    except KeyboardInterrupt:
+        where = shlex.quote(str(folder))
+        say(f"Interrupted; go on with: nmstep train --out {where} --resume", console=errors)
+        return 130
+    say(result_line(result))
+    say(f"Run folder: {folder}")
+    return 0
+
+
+def _name(config: RunConfig) -> str:
+    pattern = config.pattern.replace(":", "x") if config.pattern and config.recipe != "dense" else None
+    label = pattern or ("plan" if config.plan_file else None)
+    return "-".join([config.task, config.recipe, *([label] if label else []), f"s{config.seed}"])
+
+
+def _compare(config: CompareConfig, folder: Path, *, again: str) -> int:
+    try:
+        with CompareBars([name for name, _ in config.runs()]) as bars:
+            comparison = compare(config, folder, progress=bars)
+    except KeyboardInterrupt:
+        say(f"Interrupted; what is finished stays. Go on with: {again}", console=errors)
+        return 130
+    for text, names in comparison.warnings.items():
+        say_warning(f"{text} ({len(names)} of {len(comparison.outcomes)} runs)")
+    if comparison.folders:
+        output.print(summary(folder))
+    return _tell_failures(comparison)
+
+
+def _tell_failures(comparison: Comparison) -> int:
+    for name, outcome in comparison.failures.items():
+        say_error(RuntimeError(f"{name} failed: {outcome.error}"))
+        if os.environ.get("NMSTEP_DEBUG") == "1":
+            errors.print(outcome.details, markup=False)
+    return 1 if comparison.failures else 0
+
+
+def _plan(command: commands.Plan) -> int:
+    config = RunConfig.from_dict(
+        {
+            "recipe": "dense",
+            "pattern": command.pattern,
+            "task": command.task,
+            "data": command.data,
+            "task_options": command.task_options,
+            "include": command.include,
+            "exclude": command.exclude,
+            "on_indivisible": command.on_indivisible,
+        }
+    )
+    plan = make_plan(config, load_task(config).model())
+    assert plan is not None
+    output.print(plan_table(plan))
+    if command.out is not None:
+        plan.save(command.out)
+        say(f"Plan written to {command.out}")
+    return 0
+
+
+def _verify(command: commands.Verify) -> int:
+    from nmstep.verify import verify
+
+    report = verify(command.path, command.pattern, include=command.include or None, exclude=command.exclude)
+    if command.json:
+        output.print_json(json.dumps(report.to_dict()))
+    else:
+        output.print(verify_table(report))
+        for tensor in report.failed:
+            say(f"{tensor.name}: {tensor.failure}")
+    return 0 if report.ok else 1
+
+
+def _report(folder: Path, out: Path | None) -> int:
+    from nmstep.reports import write_report
+
+    page = write_report(folder, out)
+    output.print(summary(folder))
+    say(f"Report: {page}")
+    return 0
+
+
+def _demo(command: commands.Demo) -> int:
+    from nmstep.reports import write_report
+    from nmstep.verify import verify
+
+    config = replace(demo_config(), jobs=command.jobs)
+    runs = dict(config.runs())
+    say(
+        f"{', '.join(config.recipes)} at {', '.join(config.patterns)} on {config.task}: {len(runs)} runs of "
+        f"{config.steps} steps, {config.jobs} at a time."
+    )
+    status = _compare(config, command.out, again=f"nmstep demo --out {shlex.quote(str(command.out))}")
+    if status == 130:
+        return status
+    for name, run_config in runs.items():
+        path = command.out / name / "model.safetensors"
+        if run_config.recipe != "dense" and path.exists():
+            report = verify(path, run_config.pattern)
+            verdict = f"is {run_config.pattern}" if report.ok else f"is NOT {run_config.pattern}"
+            say(Text(f"{name}/{path.name} {verdict}", style="green" if report.ok else "bold red"))
+            status = status if report.ok else 1
+    say(f"Report: {write_report(command.out)}")
+    return status

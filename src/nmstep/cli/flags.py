@@ -1,0 +1,107 @@
+"""How values are written on the command line: ``none`` for a default, ``yes`` and ``no``, ``key=value``."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import typing
+from typing import Any, Literal, Union
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+__all__ = ["REGISTRY"]
+
+REGISTRY = ConstructorRegistry()
+"""What tyro needs to read the configurations' optional values and tables."""
+
+_METAVARS = {int: "INT", float: "FLOAT", bool: "yes|no", str: "TEXT"}
+
+
+@REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads ``X | None``, with one name for None and no ``{None}|`` in every line of the help."""
+    arguments = typing.get_args(info.type)
+    if typing.get_origin(info.type) not in (Union, types.UnionType) or type(None) not in arguments:
+        return None
+    kinds = [argument for argument in arguments if argument is not type(None)]
+    lengths = {len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else 1 for kind in kinds}
+    return PrimitiveConstructorSpec(
+        nargs=1 if lengths == {1} else (*sorted(lengths | {1}),),
+        metavar="|".join(map(_metavar, kinds)),
+        instance_from_str=lambda texts: _read(texts, kinds),
+        is_instance=lambda value: value is None or not isinstance(value, dict),
+        str_from_instance=_write,
+    )
+
+
+@REGISTRY.primitive_rule
+def _table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads a table as ``key=value`` pairs."""
+    if typing.get_origin(info.type) is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY=VALUE ...",
+        instance_from_str=lambda texts: dict(map(_pair, texts)),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda table: [f"{key}={value}" for key, value in table.items()],
+    )
+
+
+def _metavar(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return " ".join(map(_metavar, arguments))
+    return _METAVARS.get(kind, getattr(kind, "__name__", "VALUE").upper())
+
+
+def _read(texts: list[str], kinds: list[Any]) -> Any:
+    if texts in (["none"], ["None"]):
+        return None
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            if typing.get_origin(kind) is tuple:
+                numbers = typing.get_args(kind)
+                return tuple(number(text) for number, text in zip(numbers, texts, strict=True))
+            if len(texts) == 1:
+                return _read_one(texts[0], kind)
+    expected = " or ".join(_metavar(kind) for kind in kinds)
+    raise ValueError(f"got {' '.join(texts)!r}, expected {expected}, or none for the default")
+
+
+def _read_one(text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if text in typing.get_args(kind):
+            return text
+        raise ValueError
+    if kind is bool:
+        return _truth(text)
+    return kind(text)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("yes", "no", "true", "false"):
+        raise ValueError
+    return text.lower() in ("yes", "true")
+
+
+def _pair(text: str) -> tuple[str, int | float | bool | str | None]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"got {text!r}, expected KEY=VALUE, as in layers=4")
+    if value.lower() == "none":
+        return key, None
+    for kind in (int, float, _truth):
+        with contextlib.suppress(ValueError):
+            return key, kind(value)
+    return key, value
+
+
+def _write(value: Any) -> list[str]:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    return ["none" if value is None else str(value)]

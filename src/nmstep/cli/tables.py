@@ -1,0 +1,128 @@
+"""Plans and results as rich tables for 80 columns."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from nmstep.plan import SparsityPlan
+from nmstep.verify import VerifyReport
+
+__all__ = ["plan_table", "result_line", "summary", "verify_table"]
+
+
+def plan_table(plan: SparsityPlan) -> Table:
+    """Returns every parameter of a plan with its pattern, or the reason why it stays dense."""
+    kept, total = sum(entry.kept for entry in plan.entries), sum(entry.numel for entry in plan.entries)
+    table = Table(
+        caption=f"{len(plan.sparse)} of {len(plan.entries)} parameters sparse; "
+        f"{kept:,} of {total:,} weights kept ({plan.density:.1%})",
+        caption_justify="left",
+    )
+    for header in ("parameter", "shape", "layer", "pattern"):
+        table.add_column(header, overflow="fold")
+    table.add_column("dim", justify="right")
+    table.add_column("why")
+    for entry in plan.entries:
+        table.add_row(
+            escape(" = ".join((entry.name, *entry.aliases))),
+            "x".join(map(str, entry.shape)),
+            entry.kind,
+            "dense" if entry.pattern is None else str(entry.pattern),
+            "" if entry.dim is None else str(entry.dim),
+            escape(entry.reason),
+            style=None if entry.pattern is not None else "dim",
+        )
+    return table
+
+
+def verify_table(report: VerifyReport) -> Table:
+    """Returns what was found about each tensor; vectors that may be dense are left out."""
+    caption = f"{report.target} is {'' if report.ok else 'NOT '}N:M"
+    table = Table(box=SIMPLE_HEAD, caption=escape(caption), caption_justify="left")
+    table.add_column("tensor", overflow="fold")
+    for header in ("shape", "pattern"):
+        table.add_column(header)
+    for header in ("dim", "groups", "comply"):
+        table.add_column(header, justify="right")
+    table.add_column("status")
+    for tensor in report.tensors:
+        dense = tensor.status == "dense"
+        if dense and len(tensor.shape) < 2:
+            continue
+        table.add_row(
+            escape(tensor.name),
+            "x".join(map(str, tensor.shape)),
+            "-" if tensor.pattern is None else str(tensor.pattern),
+            "-" if tensor.dim is None else str(tensor.dim),
+            "-" if dense else f"{tensor.groups:,}",
+            "-" if dense else f"{math.floor(1000 * tensor.share) / 10:.1f} %",  # never 100 % if one fails
+            tensor.status,
+            style="red" if tensor.failed else "dim" if dense else None,
+        )
+    return table
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """Returns what a run came to, in one line."""
+    metric = result["metric"]
+    parts = [f"{metric} {_value(metric, result['final'][metric])}", f"loss {result['final']['loss']:.4g}"]
+    if result["switch_step"] is not None:
+        parts.append(f"masks from step {result['switch_step']} ({result['switch_reason']})")
+    if result["verified"] is not None:
+        parts.append(f"N:M {'verified' if result['verified'] else 'NOT verified'}")
+    parts.append(f"{result['density']:.1%} of weights kept")
+    return f"{result['steps']} steps in {result['seconds']:.0f} s: {', '.join(parts)}"
+
+
+def summary(folder: str | os.PathLike[str]) -> Table | Text:
+    """Returns the results of the runs in a folder, as mean ± sample standard deviation over seeds."""
+    from nmstep.reports import summary_table
+
+    rows = summary_table(folder)
+    if not rows:
+        return Text("No run is finished yet.")
+    metrics = " / ".join(dict.fromkeys(row["metric"] for row in rows))
+    several_tasks = len({row["task"] for row in rows}) > 1
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    if several_tasks:
+        table.add_column("task")
+    table.add_column("recipe", overflow="fold")
+    table.add_column("pattern")
+    for header in (f"{metrics}{' %' if metrics == 'accuracy' else ''}", "test loss"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for header in ("switch at", "seeds"):
+        table.add_column(header, justify="right")
+    table.add_column("N:M")
+    for row in rows:
+        name = " ".join(filter(None, (row["recipe"], row.get("variant"))))
+        cells = [
+            escape(name),
+            row["pattern"] or "-",
+            _spread(row["mean"], row["std"], _format(row["metric"])),
+            _spread(row["loss_mean"], row["loss_std"], ".4f"),
+            "-" if row["switch_step_mean"] is None else f"{row['switch_step_mean']:.0f}",
+            str(row["n"]),
+            {True: "[green]yes[/green]", False: "[red]NO[/red]", None: "-"}[row["verified"]],
+        ]
+        table.add_row(*([row["task"]] if several_tasks else []), *cells)
+    return table
+
+
+def _spread(mean: float, std: float | None, form: str) -> str:
+    return f"{mean:{form}}" if std is None else f"{mean:{form}} ± {std:{form}}"
+
+
+def _format(metric: str) -> str:
+    return ".2f" if metric == "accuracy" else ".3f"
+
+
+def _value(metric: str, value: float) -> str:
+    return f"{value:.2f} %" if metric == "accuracy" else f"{value:.3f}"

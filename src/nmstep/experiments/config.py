@@ -1,0 +1,197 @@
+"""What a run is: one frozen, validated value that a file or the command line spells.
+
+``config.json`` in a run folder is :meth:`RunConfig.to_dict`: ``task``, ``recipe``, ``pattern``, ``seed``,
+``steps`` and all the rest are flat keys; ``options`` is a nested table with the recipe options that were
+given, and ``task_options`` one with the task's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+from nmstep.experiments import schema
+from nmstep.experiments.options import RECIPES, RecipeName, RecipeOptions
+from nmstep.patterns import NMPattern
+from nmstep.tasks import TaskDefaults
+
+__all__ = ["RunConfig", "TrainingConfig"]
+
+Scalar = int | float | bool | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What all runs of a comparison share.
+
+    Args:
+        task: name of the workload: digits, text, cifar10 or cifar100.
+        data: folder or hub name of the data; none for what the package ships.
+        task_options: the task's own options, such as the kind of model.
+        steps: optimizer steps; none for the task's default.
+        batch_size: examples a step; none for the task's default.
+        lr: peak learning rate of AdamW; none for the task's default.
+        weight_decay: decoupled weight decay; none for the task's default.
+        betas: decay rates of Adam's two moments.
+        eps: floor outside the root of Adam's denominator.
+        schedule: learning rate after the warm-up: constant, or a half cosine to zero.
+        warmup: optimizer steps over which the learning rate rises to its peak.
+        eval_every: optimizer steps between evaluations; none for a twentieth of the run.
+        checkpoint_every: optimizer steps between checkpoints; 0 for one at the end only; none for a tenth
+            of the run.
+        on_nonfinite: what a NaN or infinite gradient does: stop the run, leave out the step, or nothing.
+        on_indivisible: what happens to a layer that M does not divide: left dense, an error, or padded.
+        include: names or globs of the only parameters that become sparse; all of them if none are given.
+        exclude: names or globs of parameters that stay dense.
+        threads: torch's CPU threads; none for torch's own choice. Bit-equal results need equal threads.
+        options: options of the recipe.
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range.
+    """
+
+    task: str = "digits"
+    data: str | None = None
+    task_options: dict[str, Scalar] = field(default_factory=dict)
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
+    on_indivisible: Literal["dense", "error", "pad"] = "dense"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    threads: int | None = None
+    options: RecipeOptions = field(default_factory=RecipeOptions)
+
+    def __post_init__(self) -> None:
+        schema.check_types(self)
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("weight_decay", 0),
+            ("eps", 0),
+            ("warmup", 0),
+            ("eval_every", 1),
+            ("checkpoint_every", 0),
+            ("threads", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value!r}: expected at least {least}")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr={self.lr!r}: expected a number above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas!r}: expected two numbers from 0 up to, but not including, 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as JSON values."""
+        return schema.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str = "") -> Self:
+        """Returns the configuration that :meth:`to_dict` described; keys left out take their defaults.
+
+        Args:
+            values: JSON values.
+            source: the file they come from, for error messages.
+
+        Raises:
+            ValueError: a key is unknown, or a value is not acceptable.
+
+        Example:
+            >>> RunConfig.from_dict({"stpes": 100}, source="run.toml")
+            Traceback (most recent call last):
+                ...
+            ValueError: run.toml: unknown key 'stpes'; did you mean 'steps'?
+        """
+        return schema.from_dict(cls, values, source=source)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Returns the configuration in a ``.toml`` or ``.json`` file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no valid configuration; the message names file and key.
+        """
+        return cls.from_dict(schema.read_file(path), source=os.fspath(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """One training run.
+
+    Args:
+        recipe: how the masks are learned.
+        pattern: N weights kept of every M, such as 2:4. The dense recipe needs none; one given to it is
+            what its plan is written for.
+        plan_file: a plan saved by ``nmstep plan --out``, in place of a pattern.
+        seed: of the model's weights and of the order of the data.
+
+    Raises:
+        ValueError: as :class:`TrainingConfig`; or the pattern is missing or cannot be read, or an option
+            belongs to another recipe.
+
+    Example:
+        >>> RunConfig(recipe="sr-ste", pattern="1:16", options=RecipeOptions(refine=1e-4)).options.refine
+        0.0001
+        >>> RunConfig(recipe="step")
+        Traceback (most recent call last):
+            ...
+        ValueError: recipe 'step' needs a pattern, as in pattern='2:4' (or a plan_file)
+    """
+
+    recipe: RecipeName = "step"
+    pattern: str | None = None
+    plan_file: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            hint = schema.nearest(str(self.recipe), RECIPES)
+            raise ValueError(f"recipe={self.recipe!r}: there is no such recipe; {hint}")
+        super().__post_init__()
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}: expected at least 0")
+        self._check_plan()
+        self.options.check_for(self.recipe)
+
+    def _check_plan(self) -> None:
+        if self.pattern is not None:
+            object.__setattr__(self, "pattern", str(NMPattern.parse(self.pattern)))
+        if self.plan_file is not None:
+            given = [name for name in ("pattern", "include", "exclude") if getattr(self, name)]
+            if given:
+                raise ValueError(f"plan_file says what becomes sparse; leave out {' and '.join(given)}")
+        elif self.pattern is None:
+            if self.recipe != "dense":
+                raise ValueError(
+                    f"recipe {self.recipe!r} needs a pattern, as in pattern='2:4' (or a plan_file)"
+                )
+            if self.include or self.exclude:
+                raise ValueError("include and exclude say where a pattern applies, but no pattern is given")
+
+    def resolve(self, defaults: TaskDefaults) -> RunConfig:
+        """Returns this configuration with the task's defaults, and shares of the run's length, filled in.
+
+        Args:
+            defaults: of the task that it names.
+        """
+        steps = self.steps or defaults.steps
+        return replace(
+            self,
+            steps=steps,
+            batch_size=self.batch_size or defaults.batch_size,
+            lr=defaults.lr if self.lr is None else self.lr,
+            weight_decay=defaults.weight_decay if self.weight_decay is None else self.weight_decay,
+            eval_every=self.eval_every or max(1, steps // 20),
+            checkpoint_every=max(1, steps // 10) if self.checkpoint_every is None else self.checkpoint_every,
+        )

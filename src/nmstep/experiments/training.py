@@ -1,0 +1,200 @@
+"""One run's model, optimizer and sparsifier, built from its configuration; no files here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nmstep
+from nmstep.experiments.config import RunConfig
+from nmstep.experiments.options import build_recipe
+from nmstep.plan import SparsityPlan
+from nmstep.recipes import Recipe
+from nmstep.tasks import Task, load
+
+__all__ = ["Training", "learning_rate", "load_task", "make_plan", "recipe_of"]
+
+
+def load_task(config: RunConfig) -> Task:
+    """Returns the task that a configuration names, its data read.
+
+    Raises:
+        OSError: the data are missing.
+        ValueError: the task or an option is unknown, or the data are malformed.
+    """
+    for option in config.task_options:
+        if option == "data":
+            raise ValueError("task_options holds 'data'; give it as the key data of its own")
+    return load(config.task, data=config.data, **config.task_options)
+
+
+def make_plan(config: RunConfig, model: nn.Module) -> SparsityPlan | None:
+    """Returns the plan that a configuration asks for, or None for a dense run without a pattern.
+
+    Raises:
+        OSError: the plan file cannot be read.
+        ValueError: as :func:`nmstep.plan`, or the plan file is of another model.
+    """
+    if config.plan_file is not None:
+        plan = SparsityPlan.load(config.plan_file)
+        plan.resolve(model)
+        return plan
+    if config.pattern is None:
+        return None
+    return nmstep.plan(
+        model,
+        config.pattern,
+        include=config.include or None,
+        exclude=config.exclude,
+        on_indivisible=config.on_indivisible,
+    )
+
+
+def recipe_of(config: RunConfig, plan: SparsityPlan | None = None) -> Recipe:
+    """Returns the recipe of a configuration whose number of steps is known.
+
+    Args:
+        config: as :meth:`RunConfig.resolve` returns it.
+        plan: which weights become sparse; the configuration's pattern by default.
+
+    Raises:
+        ValueError: ``steps`` is None, or an option does not fit the number of steps.
+
+    Example:
+        >>> from nmstep.experiments import RecipeOptions
+        >>> options = RecipeOptions(start=0.5)
+        >>> recipe_of(RunConfig(recipe="asp", pattern="2:4", steps=100, options=options)).switch
+        SwitchAt(step=50)
+    """
+    if config.steps is None:
+        raise ValueError("steps is None: resolve the configuration with its task's defaults first")
+    return build_recipe(config.recipe, plan or config.pattern, config.options, steps=config.steps)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Returns the learning rate of the step that follows ``step`` taken ones.
+
+    It rises in equal parts over the warm-up and never is zero, which an optimizer step would not count.
+    """
+    assert config.lr is not None
+    assert config.steps is not None
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Training:
+    """A model in training: steps, scores, and a state that can be saved.
+
+    torch's global random generator is seeded here and used for the model's weights and dropout; the order of
+    the data depends on seed and step alone.
+
+    Args:
+        config: resolved.
+        task: the configuration's task.
+
+    Raises:
+        ValueError: the plan or the recipe does not fit the model.
+    """
+
+    def __init__(self, config: RunConfig, task: Task) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.task = task
+        self.model = task.model()
+        self.plan = make_plan(config, self.model)
+        assert config.lr is not None
+        assert config.weight_decay is not None
+        self.optimizer = nmstep.AdamW(
+            self.model.named_parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+        self.sparsifier = nmstep.sparsify(
+            self.model, self.optimizer, recipe_of(config, self.plan), on_nonfinite=config.on_nonfinite
+        )
+        self.step = 0
+        self.train_seconds = 0.0
+        self._rows = self._layers = 0
+        self._switch_told = False
+
+    @property
+    def is_sparse_recipe(self) -> bool:
+        """Whether the run ends with an N:M model."""
+        return self.config.recipe != "dense"
+
+    def train_step(self) -> Tensor:
+        """Takes one optimizer step and returns the batch's loss, a scalar tensor."""
+        assert self.config.batch_size is not None
+        started = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        batch = self.task.batch(self.step, seed=self.config.seed, batch_size=self.config.batch_size)
+        loss = self.task.loss(self.model, batch)
+        loss.backward()
+        self.sparsifier.log_loss(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.train_seconds += time.perf_counter() - started
+        return loss.detach()
+
+    def evaluate(self) -> tuple[dict[str, float], dict[str, float] | None]:
+        """Returns the held-out scores, and in a sparse recipe's dense phase those under masks."""
+        scores = self.task.evaluate(self.model)
+        if not self.is_sparse_recipe or self.sparsifier.phase == "sparse":
+            return scores, None
+        with self.sparsifier.masked():
+            return scores, self.task.evaluate(self.model)
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """Returns what was recorded since the last call: steps, switch and layers, in step order.
+
+        The order does not depend on when this is called, so that a resumed run writes the same lines.
+        """
+        return sorted(self._new_records(), key=lambda record: (record["step"], _ORDER[record["kind"]]))
+
+    def _new_records(self) -> Iterator[dict[str, Any]]:
+        rows = self.sparsifier.trace.rows(self._rows)
+        self._rows += len(rows)
+        for row in rows:
+            yield {"kind": "step", **row}
+        layers = self.sparsifier.trace.layers[self._layers :]
+        self._layers += len(layers)
+        for layer in layers:
+            yield {"kind": "layers", **layer}
+        sparsifier = self.sparsifier
+        if sparsifier.switch_step is not None and not self._switch_told:
+            self._switch_told = True
+            yield {"kind": "switch", "step": sparsifier.switch_step, "reason": sparsifier.switch_reason}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on; :meth:`new_records` must have been called."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "train_seconds": self.train_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self._switch_told = self.sparsifier.switch_step is not None
+
+
+_ORDER = {"step": 0, "switch": 1, "layers": 2}

@@ -1,0 +1,175 @@
+"""Opening checkpoint files and folders without running what is in them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmstep.verify.stored import NM_SPARSITY, Stored, StoredTensor, from_mapping, parse_promise
+
+__all__ = ["open_path"]
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def open_path(path: Path) -> Stored:
+    """Returns the tensors of a checkpoint file, or of a Hugging Face or run folder.
+
+    Raises:
+        FileNotFoundError: there is no such path, the folder has no weights, or a shard is missing.
+        ValueError: the file is empty, truncated, corrupted, of no known kind, or needs code to be read.
+        ImportError: it is a safetensors file and safetensors is not installed.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"nothing to verify at {str(path)!r}: no such file or folder")
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> Stored:
+    if not path.is_file():
+        raise ValueError(f"cannot verify {str(path)!r}: it is neither a file nor a folder")
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    if path.suffix not in (".safetensors", *_PICKLES):
+        known = ", ".join((".safetensors", *_PICKLES, ".index.json"))
+        raise ValueError(
+            f"cannot verify {str(path)!r}: expected one of {known}, or a folder with one of them"
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"cannot verify {str(path)!r}: the file is empty (0 bytes)")
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+
+
+def _open_folder(folder: Path) -> Stored:
+    config = folder / "config.json"
+    values = _read_json(config) if config.is_file() else {}
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            stored = _open_file(folder / name)
+            if stored.promise is None and NM_SPARSITY in values:
+                stored = replace(stored, promise=parse_promise(values[NM_SPARSITY], str(config)))
+            return replace(stored, label=str(folder))
+    found = sorted(child.name for child in folder.iterdir())
+    listed = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise FileNotFoundError(
+        f"no weights in folder {str(folder)!r}: expected one of {', '.join(_WEIGHTS)}, "
+        f"found {listed or 'nothing'}"
+    )
+
+
+def _open_shards(index: Path) -> Stored:
+    """Returns the tensors of a sharded checkpoint; each shard is opened once."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+        raise ValueError(f"{str(index)!r} has no 'weight_map' of tensor names to file names")
+    shards: dict[str, Stored] = {}
+    for shard in dict.fromkeys(places.values()):
+        if Path(shard).name != shard:
+            raise ValueError(f"{str(index)!r} points outside of its folder: {shard!r}")
+        if not (index.parent / shard).is_file():
+            raise FileNotFoundError(f"{str(index)!r} names shard {shard!r}, which is not beside it")
+        shards[shard] = _open_file(index.parent / shard)
+    lacking = [name for name, shard in places.items() if name not in shards[shard].tensors]
+    if lacking:
+        raise ValueError(
+            f"{str(index)!r} places {lacking[0]!r} in {places[lacking[0]]!r}, which does not hold it"
+        )
+    promise = next((stored.promise for stored in shards.values() if stored.promise is not None), None)
+    return Stored(str(index), {name: shards[shard].tensors[name] for name, shard in places.items()}, promise)
+
+
+def _open_safetensors(path: Path) -> Stored:
+    try:
+        safetensors = importlib.import_module("safetensors")
+    except ImportError as error:
+        raise ImportError(
+            f"reading {str(path)!r} needs the safetensors package: pip install 'nmstep[cli]'"
+        ) from error
+    try:
+        file = safetensors.safe_open(path, framework="pt", device="cpu")
+        metadata = file.metadata() or {}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors = {
+            name: StoredTensor(
+                tuple(part.get_shape()),
+                part.get_dtype().startswith(("F", "BF")),
+                partial(_read_safetensor, path, file, name),
+            )
+            for name, part in slices.items()
+        }
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if not tensors:
+        raise ValueError(f"{str(path)!r} holds no tensors")
+    promise = parse_promise(metadata[NM_SPARSITY], str(path)) if NM_SPARSITY in metadata else None
+    return Stored(str(path), tensors, promise)
+
+
+def _read_safetensor(path: Path, file: Any, name: str) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except Exception as error:
+        raise ValueError(f"cannot read {name!r} from {str(path)!r}: {error}") from error
+    return tensor
+
+
+def _open_pickle(path: Path) -> Stored:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an old pickle protocol is no news to who verifies
+            # Files of torch's format before 1.6 are no zip archives and cannot be mapped.
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class))\W+(?:GLOBAL\W+)?([\w.]+)", str(error))
+        if code is None:
+            raise _unreadable(path, error) from error
+        raise ValueError(
+            f"refused to open {str(path)!r}: it is a pickle that needs the code of {code[1]!r}, which could "
+            f"do anything; nmstep opens pickles with weights_only=True only. Save the state_dict() instead, "
+            f"best as safetensors"
+        ) from error
+    except Exception as error:  # a damaged pickle raises anything: KeyError, EOFError, struct.error, …
+        raise _unreadable(path, error) from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{str(path)!r} holds a {type(values).__name__}: expected a state dict")
+    return from_mapping(values, str(path))
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    """Returns the error for a damaged file, with the part of torch's message that says something."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    size = path.stat().st_size
+    return ValueError(
+        f"cannot read {str(path)!r} ({size:,} bytes): it is truncated, corrupted or no checkpoint "
+        f"({type(error).__name__}: {text[:200]})"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {str(path)!r}: not a JSON file ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"cannot read {str(path)!r}: expected a JSON object, got a {type(values).__name__}")
+    return values

@@ -1,0 +1,142 @@
+import json
+import re
+import resource
+
+import pytest
+import torch
+
+from nmstep.experiments import checkpoint, files, run
+from nmstep.experiments.metrics import MetricsLog
+
+
+def state(step):
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+@pytest.fixture
+def three(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state(step), step=step)
+    return tmp_path
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+
+
+def test_the_newest_is_loaded_and_two_are_kept(three):
+    assert checkpoint.load_latest(three)["step"] == 3
+    assert {path.name for path in three.iterdir()} == {"checkpoint-2.pt", "checkpoint-3.pt", "latest.json"}
+
+
+def test_none_yet(tmp_path):
+    assert checkpoint.load_latest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("cut", "is corrupted or cut short"),
+        ("empty", "is corrupted or cut short (0 bytes"),
+        ("flipped", "is corrupted or cut short"),
+        ("missing", "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_damaged_one_gives_way_to_the_one_before(how, said, three):
+    damage(three / "checkpoint-3.pt", how)
+    message = re.escape(said) + ".*going on from checkpoint-2.pt instead"
+    with pytest.warns(UserWarning, match=message):
+        assert checkpoint.load_latest(three)["step"] == 2
+
+
+def test_two_damaged_ones_are_an_error_with_a_way_out(three):
+    damage(three / "checkpoint-3.pt", "cut")
+    damage(three / "checkpoint-2.pt", "flipped")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint can be read: .*-3.pt'.*-2.pt'.*delete '.*latest.json'"
+    ):
+        checkpoint.load_latest(three)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"file": 3}'])
+def test_a_damaged_pointer_is_an_error(text, three):
+    (three / "latest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"latest.json' is damaged"):
+        checkpoint.load_latest(three)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path):
+    run(tiny, tmp_path / "whole")
+    run(tiny, tmp_path / "again")
+    (tmp_path / "again" / "result.json").unlink()
+    damage(tmp_path / "again" / "checkpoint-6.pt", "cut")
+    with pytest.warns(UserWarning, match=r"checkpoint-6.pt' is corrupted"):
+        run(tiny, tmp_path / "again", resume=True)
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(three):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"cannot save: File too large; .*make room and resume: '.*checkpoint-4.pt'"
+        ):
+            checkpoint.save(three, state(4), step=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.load_latest(three)["step"] == 3
+    assert {path.name for path in three.iterdir()} == {"checkpoint-2.pt", "checkpoint-3.pt", "latest.json"}
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    files.write_json(path, {"a": 1})
+
+    def interrupt(_descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_metrics_file(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", size=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot save: File too large; .*metrics.jsonl"):
+            log.write([{"kind": "step", "step": step} for step in range(100)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.close()
+
+
+def test_metrics_shorter_than_the_checkpoint_says_are_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"has 3 bytes, but had 10 when the checkpoint was written"):
+        MetricsLog(tmp_path / "metrics.jsonl", size=10)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("gotcha",))
+
+    checkpoint.save(tmp_path, {"evil": Evil()}, step=1)
+    with pytest.raises(ValueError, match=r"no checkpoint can be read: .*is no checkpoint of tensors"):
+        checkpoint.load_latest(tmp_path)
+    assert "gotcha" not in capsys.readouterr().out
