@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,32 @@ def test_a_state_loaded_before_sparsify_is_continued(recipe: str) -> None:
     steps(whole[0], whole[1], 5, 20)
     steps(model, opt, 5, 20)
     assert_same(whole, again)
+
+
+def test_a_state_saved_before_the_first_step_loads_without_a_sparsifier() -> None:
+    model, opt, _ = make(AdamW, nmstep.STE("2:4"))
+    saved = through_a_file({"model": model.state_dict(), "optimizer": opt.state_dict()})
+    again = net()
+    other = AdamW(again.parameters())
+    again.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    with pytest.raises(RuntimeError, match="no sparsifier is attached"):
+        steps(again, other, 1)
+    sparsify(again, other, nmstep.STE("2:4"))
+    steps(model, opt, 3)
+    steps(again, other, 3)
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_copied_optimizer_does_not_fill_the_zeros_silently() -> None:
+    model, opt, _ = make(AdamW, nmstep.STE("2:4"))
+    steps(model, opt, 2)
+    twin_model, twin = copy.deepcopy((model, opt))
+    with pytest.raises(RuntimeError, match="no sparsifier is attached"):
+        steps(twin_model, twin, 1)
+    with pytest.raises(ValueError, match="copy of a sparsified one"):
+        sparsify(twin_model, twin, nmstep.STE("2:4"))
 
 
 def test_masks_and_pruned_parts_of_bf16_parameters_keep_their_dtype() -> None:

@@ -235,6 +235,11 @@ class Sparsifier:
         """Continues from a state that was loaded before the optimizer was sparsified, if there is one."""
         live = self._optimizer.state
         if not any(record.RECORD in state for state in live.values()):
+            if any(PRUNED in state or MASK in state for state in live.values()):
+                raise ValueError(
+                    "this optimizer is a copy of a sparsified one, without the record of where it stood; copy it "
+                    "by new.load_state_dict(old.state_dict()) instead"
+                )
             return False
         groups = [{"params": list(group["params"])} for group in self._optimizer.param_groups]
         state_dict: dict[str, Any] = {"param_groups": groups, "state": live}

@@ -121,7 +121,7 @@ def test_tied_weights_are_written_once(tmp_path):
 
 def test_a_dense_run_with_a_pattern_writes_the_plan_it_is_compared_with(tmp_path):
     run(config(pattern="1:16", exclude=("conv1",), batch_size=4), tmp_path)
-    assert len(SparsityPlan.load(tmp_path / "plan.json").sparse) == 4
+    assert "conv2.weight" in [entry.name for entry in SparsityPlan.load(tmp_path / "plan.json").sparse]
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert "nm_sparsity" not in file.metadata()
 

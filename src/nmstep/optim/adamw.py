@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-__all__ = ["FROZEN", "AdamW"]
+__all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
+
+# What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
+PRUNED = "pruned"
+MASK = "mask"
 
 # Its presence in a parameter's state says that exp_avg_sq holds the frozen v*; its value is the floor to
 # use with it. A float, so that torch.load(weights_only=True), casting and distributed checkpoints keep it.
@@ -110,7 +114,11 @@ class AdamW(torch.optim.Adam):
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A state saved before the first step may hold a pruned part alone, which torch takes for Adam's.
+        bare = {p: s for p, s in state["state"].items() if s and "step" not in s}
+        state["state"].update({p: {} for p in bare})
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.state.update(bare)
         self._eps_root = self.defaults.get("eps_root", 0.0)
         for group in self.param_groups:
             group.setdefault("eps_root", self._eps_root)
@@ -171,6 +179,11 @@ class AdamW(torch.optim.Adam):
 
     def _gather(self, group: dict[str, Any]) -> Iterable[tuple[bool, list[list[Tensor]]]]:
         """Returns the columns (p, grad, m, v, v_max, step) that torch can step, and those that it cannot."""
+        if any(PRUNED in state or MASK in state for state in self.state.values()):
+            raise RuntimeError(
+                "this optimizer's state holds what an N:M mask cut away, but no sparsifier is attached, so a step "
+                "would fill the zeros again: call nmstep.sparsify(model, optimizer, recipe) first"
+            )
         columns: list[list[Tensor]] = [[], [], [], [], [], []]
         self._init_group(group, *columns)  # type: ignore[no-untyped-call]
         if not group["amsgrad"]:

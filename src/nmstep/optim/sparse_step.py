@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmstep.masks import nm_mask, split_
+from nmstep.optim.adamw import MASK, PRUNED
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry
 
 __all__ = ["MASK", "PRUNED", "SparseStep"]
-
-PRUNED = "pruned"
-MASK = "mask"
 
 PatternOf = Callable[[PlanEntry], NMPattern]
 
