@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import Method, Twin
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import nmstep
+from reference import Method, Twin
 
 STEPS, SWITCH = 60, 25
 

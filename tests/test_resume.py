@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_sparsify import net, steps
 from torch import nn
 
 import nmstep
 from nmstep import STEP, AdamW, AutoSwitch, Recipe, SwitchAt, sparsify
+from test_sparsify import net, steps
 
 TOTAL = 30
 RECIPES: dict[str, Callable[[], Recipe]] = {

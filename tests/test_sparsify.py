@@ -425,7 +425,7 @@ def test_a_parameter_written_to_from_outside() -> None:
     steps(model, opt, 1)
     model.load_state_dict(net().state_dict())
     backward(model)
-    with pytest.raises(ValueError, match="'0.weight' was written to.*load weights before nmstep.sparsify"):
+    with pytest.raises(ValueError, match=r"'0\.weight' was written to.*load weights before nmstep.sparsify"):
         opt.step()
 
 

@@ -174,14 +174,14 @@ def test_arguments_that_are_refused(arguments: dict[str, Any], says: str) -> Non
 
 
 def test_parameters_and_gradients_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="complex parameters: number 0 is torch.complex64"):
+    with pytest.raises(ValueError, match=r"complex parameters: number 0 is torch\.complex64"):
         AdamW([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     p = nn.Parameter(torch.zeros(2, 2))
     p.grad = torch.eye(2).to_sparse()
     with pytest.raises(RuntimeError, match="sparse gradients"):
         AdamW([p]).step()
     q = nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="amsgrad=True has no single variance"):
+    with pytest.raises(ValueError, match=r"amsgrad=True has no single variance"):
         AdamW([q], amsgrad=True).freeze_variance_()
     with pytest.raises(ValueError, match="Invalid eps_root"):
         AdamW([q]).freeze_variance_(eps_root=-1)

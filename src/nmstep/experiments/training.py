@@ -121,7 +121,11 @@ class Training:
             weight_decay=config.weight_decay,
         )
         self.sparsifier = nmstep.sparsify(
-            self.model, self.optimizer, recipe_of(config, self.plan), on_nonfinite=config.on_nonfinite
+            self.model,
+            self.optimizer,
+            recipe_of(config, self.plan),
+            on_nonfinite=config.on_nonfinite,
+            trace=nmstep.TraceOptions(variance_every=1),  # so that any criterion can be replayed on the run
         )
         self.step = 0
         self.train_seconds = 0.0

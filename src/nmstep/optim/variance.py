@@ -68,12 +68,13 @@ def _change(group: dict[str, Any], p: Tensor, state: dict[str, Any], geometric: 
         decay = group["weight_decay"]
         grad = grad.add(p, alpha=-decay if group.get("maximize") else decay)
     grad = grad if grad.dtype == torch.float64 else grad.float()
-    delta = grad.square()
-    if "exp_avg_sq" in state:
-        delta.sub_(state["exp_avg_sq"])
-    delta.abs_().mul_(1 - float(group["betas"][1]))
+    v = state.get("exp_avg_sq")
+    delta = grad.square() if v is None else torch.addcmul(v.to(grad.dtype), grad, grad, value=-1)
+    delta.abs_()
     if not geometric:
-        return torch.stack([delta.sum(), delta.new_zeros(()), delta.new_zeros(())])
+        total = delta.sum() * (1 - float(group["betas"][1]))
+        return torch.stack([total, torch.zeros_like(total), torch.zeros_like(total)])
+    delta.mul_(1 - float(group["betas"][1]))
     changed = delta > 0
     logs = torch.where(changed, delta, 1).log()
     return torch.stack([delta.sum(), logs.sum(), changed.sum().to(delta.dtype)])
