@@ -13,7 +13,7 @@ from torch import nn
 
 import nmstep
 from nmstep import STEP, AdamW, AutoSwitch, Recipe, SwitchAt, sparsify
-from test_sparsify import net, steps
+from tiny import net, steps
 
 TOTAL = 30
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -12,27 +12,9 @@ from torch import Tensor, nn
 
 import nmstep
 from nmstep import STEP, AdamW, Recipe, SwitchAt, TraceOptions, sparsify
+from tiny import backward, net, steps
 
 PATTERN = "2:4"
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(16, 32, bias=False), nn.GELU(), nn.Linear(32, 8, bias=False))
-
-
-def backward(model: nn.Module, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    loss = (model(torch.randn(16, 16, generator=generator)) - 1).square().mean()
-    loss.backward()
-    return loss
-
-
-def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, first: int = 0) -> None:
-    for i in range(first, first + count):
-        optimizer.zero_grad()
-        backward(model, i)
-        optimizer.step()
 
 
 def is_nm(p: Tensor, n: int = 2, m: int = 4) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 
-__all__ = ["as_globs", "matches", "nearest"]
+__all__ = ["as_globs", "did_you_mean", "matches", "nearest"]
 
 
 def as_globs(names: Iterable[str], argument: str) -> tuple[str, ...]:
@@ -39,7 +39,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("fc2.wieght", ["fc1.weight", "norm"])
         " (nearest: 'fc1.weight')"
     """
+    close = _close(name, known, 3, 0.4)
+    return f" (nearest: {', '.join(map(repr, close))})" if close else ""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns a question after the one name that ``given`` is like, or else the list of all names.
+
+    Example:
+        >>> did_you_mean("stpes", ["steps", "seed"]), did_you_mean("x", ["steps", "seed"]), did_you_mean("x", [])
+        ("did you mean 'steps'?", 'choose from steps, seed', 'there are none')
+    """
+    names = list(known)
+    close = _close(given, names, 1, 0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose from {', '.join(names)}" if names else "there are none"
+
+
+def _close(name: str, known: Iterable[str], most: int, cutoff: float) -> list[str]:
     import difflib  # slow to import, and needed for a message only
 
-    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.4)
-    return f" (nearest: {', '.join(map(repr, close))})" if close else ""
+    return difflib.get_close_matches(name, sorted(set(known)), n=most, cutoff=cutoff)

@@ -48,21 +48,17 @@ def test_batches_move_and_devices_are_found():
     assert device_of(nn.ReLU()).type == "cpu"
 
 
-def test_unknown_task_names_the_nearest_and_all():
-    with pytest.raises(
-        ValueError, match=r"no task 'digit': did you mean 'digits'\? Choose from digits, text, cifar"
-    ):
+def test_unknown_task_names_the_nearest_or_all():
+    with pytest.raises(ValueError, match=r"no task 'digit': did you mean 'digits'\?"):
         nmstep.tasks.load("digit")
-    with pytest.raises(ValueError, match=r"no task 'zzz'\. Choose from digits"):
+    with pytest.raises(ValueError, match=r"no task 'zzz': choose from digits, text, cifar"):
         nmstep.tasks.options("zzz")
 
 
-def test_unknown_option_names_the_nearest_and_all():
-    with pytest.raises(
-        ValueError, match=r"task 'text' has no option 'widht': did you mean 'width'\? .*layers"
-    ):
+def test_unknown_option_names_the_nearest_or_all():
+    with pytest.raises(ValueError, match=r"task 'text' has no option 'widht': did you mean 'width'\?"):
         nmstep.tasks.load("text", widht=64)
-    with pytest.raises(ValueError, match=r"task 'digits' has no option 'width'\. It has none"):
+    with pytest.raises(ValueError, match=r"task 'digits' has no option 'width': there are none"):
         nmstep.tasks.load("digits", width=64)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from nmstep.experiments import schema
 from nmstep.experiments.config import RunConfig, TrainingConfig
 from nmstep.experiments.files import write_json
 from nmstep.experiments.options import RECIPES, RecipeName
 from nmstep.experiments.pool import Job, Outcome, PoolProgress, run_jobs
 from nmstep.experiments.runner import check_folder
 from nmstep.experiments.training import load_task, make_plan, recipe_of
+from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 
 __all__ = ["CompareConfig", "Comparison", "compare"]
@@ -53,7 +53,7 @@ class CompareConfig(TrainingConfig):
     def __post_init__(self) -> None:
         for recipe in self.recipes:
             if recipe not in RECIPES:
-                raise ValueError(f"recipes: there is no {recipe!r}; {schema.nearest(str(recipe), RECIPES)}")
+                raise ValueError(f"recipes: there is no {recipe!r}; {did_you_mean(str(recipe), RECIPES)}")
         super().__post_init__()
         patterns = tuple(str(NMPattern.parse(pattern)) for pattern in self.patterns)
         object.__setattr__(self, "patterns", patterns)

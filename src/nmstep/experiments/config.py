@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from nmstep.experiments import schema
 from nmstep.experiments.options import RECIPES, RecipeName, RecipeOptions
+from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 from nmstep.tasks import TaskDefaults
 
@@ -156,7 +157,7 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            hint = schema.nearest(str(self.recipe), RECIPES)
+            hint = did_you_mean(str(self.recipe), RECIPES)
             raise ValueError(f"recipe={self.recipe!r}: there is no such recipe; {hint}")
         super().__post_init__()
         if self.seed < 0:

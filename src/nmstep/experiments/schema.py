@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
-__all__ = ["check_types", "from_dict", "nearest", "read_file", "to_dict"]
+from nmstep.names import did_you_mean
+
+__all__ = ["check_types", "from_dict", "read_file", "to_dict"]
 
 Config = TypeVar("Config")
 
@@ -22,18 +23,6 @@ _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 
 class _MismatchError(Exception):
     """A value is not of the annotated type."""
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Returns a hint for an error message: the names most like ``given``, or all of them.
-
-    Example:
-        >>> nearest("stpes", ["steps", "seed"])
-        "did you mean 'steps'?"
-    """
-    names = list(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,7 +114,7 @@ def _nearest_key(key: str, hints: Mapping[str, Any]) -> str:
         table = _table(hint)
         if table is not None and key in _hints(table):
             return f"it belongs in the table [{name}]"
-    return nearest(key, hints)
+    return did_you_mean(key, hints)
 
 
 def _table(hint: Any) -> type | None:

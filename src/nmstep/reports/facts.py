@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmstep.plan import SparsityPlan
-from nmstep.reports.groups import Group, group_runs, recipe_label
+from nmstep.reports.groups import Group, flat_config, group_runs, recipe_label
 from nmstep.reports.plots.switching import reason_text
 from nmstep.reports.runs import Run
 
@@ -30,10 +30,11 @@ _OPEN_PLAN = 14
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Returns name and value of every setting and of the machine; values that differ are all listed."""
-    keys = [*_FIRST, *sorted({key for run in runs for key in run.config} - {*_FIRST, "out", "name"})]
+    configs = [flat_config(run) for run in runs]
+    keys = [*_FIRST, *sorted({key for config in configs for key in config} - {*_FIRST, "threads"})]
     rows = []
     for key in keys:
-        values = [run.pattern if key == "pattern" else run.config.get(key) for run in runs]
+        values = [config.get(key) for config in configs]
         rows.append((key.replace("_", " "), _distinct(values)))
     for key, label in _ENVIRONMENT.items():
         rows.append((label, _distinct([run.environment.get(key) for run in runs])))

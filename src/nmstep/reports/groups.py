@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nmstep.patterns import NMPattern
 from nmstep.reports.runs import Run
 
-__all__ = ["Group", "group_runs", "pattern_key", "recipe_key", "recipe_label"]
+__all__ = ["Group", "flat_config", "group_runs", "pattern_key", "recipe_key", "recipe_label"]
 
 _LABELS = {
     "dense": "dense",
@@ -74,12 +75,21 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return sorted(groups, key=lambda g: (g.task, pattern_key(g.pattern), recipe_key(g.recipe), g.variant))
 
 
+def flat_config(run: Run) -> dict[str, Any]:
+    """Returns the run's settings, those of nested tables too, under their own names."""
+    flat: dict[str, Any] = {}
+    for key, value in run.config.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
+
+
 def _variants(runs: list[Run]) -> dict[str, list[Run]]:
-    keys = sorted({key for run in runs for key in run.config} - _NOT_SETTINGS)
-    differing = [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
+    configs = [flat_config(run) for run in runs]
+    keys = sorted({key for config in configs for key in config} - _NOT_SETTINGS)
+    differing = [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
     variants: dict[str, list[Run]] = {}
-    for run in runs:
-        text = ", ".join(f"{key}={run.config.get(key)}" for key in differing)
+    for run, config in zip(runs, configs, strict=True):
+        text = ", ".join(f"{key}={config.get(key)}" for key in differing)
         variants.setdefault(text, []).append(run)
     return variants
 

@@ -44,21 +44,23 @@ _PLOTS = (
     _Plot(
         "metric.png",
         "Training, by recipe",
-        "Means over seeds with a band of ± one standard deviation; dotted while training is still dense but "
-        "evaluated under the mask. Accuracy near 100 % is spread out: equal distances are equal ratios of errors.",
+        "Means over seeds with a band of ± one standard deviation; dotted while training is still dense "
+        "but evaluated under the mask. Accuracy near 100 % is spread out: equal distances are equal ratios of "
+        "errors.",
         plots.plot_metric,
     ),
     _Plot(
         "variance.png",
         "Adam's second moment",
-        "The norm of v, geometric mean over seeds; the lines of recipes that freeze the variance stay level or end "
-        "where it is frozen.",
+        "The norm of v, geometric mean over seeds. Where STEP freezes it, v is bias-corrected first, which is the "
+        "jump of its line; after that the line is level.",
         plots.plot_variance_norm,
     ),
     _Plot(
         "switch.png",
         "What the switch saw",
-        "The masks start when the windowed mean of Z falls below the threshold, or at the latest step allowed.",
+        "Z is the mean change of v a weight in one step. The masks start when its mean over the window falls "
+        "below the threshold, or at the latest step allowed.",
         plots.plot_switch,
     ),
     _Plot(

@@ -15,7 +15,7 @@ from nmstep.plan import SparsityPlan
 __all__ = ["Run", "load_runs"]
 
 Record = Mapping[str, Any]
-_CONFIG_KEYS = ("task", "recipe", "pattern", "seed")
+_CONFIG_KEYS = ("task", "recipe", "seed")
 _RESULT_KEYS = ("metric", "higher_is_better", "final")
 
 
@@ -59,9 +59,11 @@ class Run:
 
     @property
     def pattern(self) -> str | None:
-        """The pattern's text; None for a dense run, whatever it is compared with."""
-        pattern = self.config["pattern"]
-        return None if pattern is None or self.recipe == "dense" else str(pattern)
+        """The pattern's text, or the name of the plan file; None for a dense run, whatever it is compared with."""
+        if self.recipe == "dense":
+            return None
+        plan_file = self.config.get("plan_file")
+        return str(self.config.get("pattern") or Path(str(plan_file or "own plan")).stem)
 
     @property
     def seed(self) -> int:
@@ -134,8 +136,9 @@ def load_runs(folder: str | os.PathLike[str]) -> list[Run]:
     runs = [_load_run(path, root) for path in _run_folders(root)]
     if not runs:
         raise FileNotFoundError(
-            f"no run found in {os.fspath(folder)!r}: looked in it and in every folder below for config.json with "
-            f"the keys {', '.join(_CONFIG_KEYS)}; give the folder that 'nmstep train' or 'nmstep compare' wrote"
+            f"no run found in {os.fspath(folder)!r}: looked in it and in every folder below for "
+            f"config.json with the keys {', '.join(_CONFIG_KEYS)}; give the folder that 'nmstep train' or "
+            f"'nmstep compare' wrote"
         )
     return runs
 

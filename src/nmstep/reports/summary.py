@@ -30,8 +30,8 @@ def summary_table(runs: str | os.PathLike[str] | Sequence[Run]) -> list[Row]:
         Rows of JSON values. ``task``, ``recipe``, ``pattern`` (None for dense), ``variant``; ``metric``,
         ``higher_is_better``; ``n`` runs, their ``seeds`` and ``values`` (the final metric, seed by seed),
         ``mean`` and ``std``; ``loss_mean`` and ``loss_std`` (held-out, nats); ``switch_step_mean`` (optimizer
-        steps, or None), ``switch_reasons`` (reason -> runs); ``verified`` (False if any run failed, None where
-        nothing was checked); ``density`` (share of weights kept); ``step_ms`` (mean milliseconds a step). A
+        steps, or None), ``switch_reasons`` (reason -> runs); ``verified`` (False if any run failed, None if
+        one was not checked); ``density`` (share of weights kept); ``step_ms`` (mean milliseconds a step). A
         standard deviation is the sample's, and None for a single run.
 
     Raises:
@@ -102,10 +102,11 @@ def gap_table(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             settings, there is nothing to compare and no row.
 
     Returns:
-        Rows with ``task``, ``pattern``, ``metric``; ``gap``, by how much the mean of SR-STE is worse than that
-        of dense, in the metric's unit; ``closed``, the share of it that STEP wins back (above 1: better than
+        Rows with ``task``, ``pattern``, ``metric``; ``gap``, by how much the mean of SR-STE is worse
+        than that of dense, in the metric's unit; ``closed``, the share of it that STEP wins back (above 1: better than
         dense; None where SR-STE has no gap); ``noisy``, whether the gap is smaller than the larger standard
-        deviation of the two; ``loss_lower``, whether STEP's mean loss is below SR-STE's.
+        deviation of the two; ``loss_step`` and ``loss_srste``, their mean losses, and
+        ``loss_lower``, whether STEP's is below SR-STE's.
     """
     found = []
     dense = {row["task"]: row for row in _unique(rows, "dense")}

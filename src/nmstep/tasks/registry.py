@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 
+from nmstep.names import did_you_mean
 from nmstep.tasks.cifar import Cifar10, Cifar100
 from nmstep.tasks.digits import Digits
 from nmstep.tasks.task import Task
@@ -61,7 +60,7 @@ def load(name: str, *, data: str | None = None, **options: object) -> Task:
     known = [parameter for parameter in parameters if parameter != "data"]
     for option in options:
         if option not in known:
-            raise ValueError(f"task {name!r} has no option {option!r}{_nearest(option, known)}")
+            raise ValueError(f"task {name!r} has no option {option!r}: {did_you_mean(option, known)}")
     arguments: dict[str, object] = dict(options)
     if "data" in parameters:
         arguments["data"] = data
@@ -72,13 +71,5 @@ def load(name: str, *, data: str | None = None, **options: object) -> Task:
 
 def _task_type(name: str) -> type[Task]:
     if name not in _TASKS:
-        raise ValueError(f"there is no task {name!r}{_nearest(name, _TASKS)}")
+        raise ValueError(f"there is no task {name!r}: {did_you_mean(name, _TASKS)}")
     return _TASKS[name]
-
-
-def _nearest(given: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the likely name if one is near, and all that exist."""
-    names = list(known)
-    close = difflib.get_close_matches(given, names, n=1)
-    guess = f": did you mean {close[0]!r}?" if close else "."
-    return f"{guess} Choose from {', '.join(names)}" if names else f"{guess} It has none"

@@ -35,7 +35,7 @@ def plot_final_metric(runs: Sequence[Run]) -> Figure | None:
     figure, panels = grid(tasks, height=3.6, columns=2)
     for axes, task in zip(panels, tasks, strict=True):
         _draw_task(axes, [g for g in groups if g.task == task])
-    legend_below(figure, panels, columns=5)
+    legend_below(figure, panels)
     return figure
 
 
@@ -48,6 +48,8 @@ def _draw_task(axes: Axes, groups: list[Group]) -> None:
         row = summary_table(group.finished)[0]
         values = [value for value in row["values"] if math.isfinite(value)]
         shown += values
+        if row["std"] and math.isfinite(row["std"]):
+            shown += [row["mean"] - row["std"], min(row["mean"] + row["std"], max(100.0, *values))]
         if not values:
             continue
         if group.pattern is None:

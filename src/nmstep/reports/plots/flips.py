@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nmstep.reports.extras import require
@@ -66,14 +67,12 @@ def _layer_curves(group: Group) -> dict[str, Series]:
     return found if any(value > 0 for series in found.values() for value in series.mean) else {}
 
 
-def _flips(run: Run, name: str) -> dict[int, float]:
+def _flips(name: str, run: Run) -> dict[int, float]:
     rows = (r for r in run.layers if r["name"] == name and r.get("flip_rate") is not None)
     return {int(r["step"]): 100.0 * float(r["flip_rate"]) for r in rows}
 
 
-def _draw_layer(axes: Axes, name: str, series: Series, color: Any, place: int | None) -> None:
-    marker = None if place is None else _MARKERS[place]
-    label = name.removesuffix(".weight") if place is not None else None
+def _draw_layer(axes: Axes, name: str, series: Series, color: Any, marker: str | None) -> None:
     axes.plot(
         series.steps,
         series.mean,
@@ -82,7 +81,7 @@ def _draw_layer(axes: Axes, name: str, series: Series, color: Any, place: int | 
         marker=marker,
         markersize=4,
         markevery=max(1, len(series.steps) // 12),
-        label=label,
+        label=name.removesuffix(".weight") if marker else None,
     )
 
 

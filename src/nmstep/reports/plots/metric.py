@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nmstep.reports.groups import Group, group_runs
 from nmstep.reports.plots.scales import metric_label, scale_metric
 from nmstep.reports.plots.series import Series, mean_series
-from nmstep.reports.plots.style import Look, grid, legend_below, look_of, mark_steps, panel_keys
+from nmstep.reports.plots.style import Look, grid, legend_below, look_of, mark_switches, panel_keys
 from nmstep.reports.runs import Run
 
 if TYPE_CHECKING:
@@ -57,20 +57,14 @@ def _draw_panel(axes: Axes, groups: list[Group]) -> None:
     axes.set_ylabel(metric_label(metric), fontsize=10)
     axes.set_xlim(left=0)
     scale_metric(axes, metric, shown)
-    _mark_switches(axes, groups)
+    mark_switches(axes, groups)
 
 
 def _draw_series(axes: Axes, group: Group, series: Series, look: Look) -> None:
     first = _first_sparse(group, series)
-    rest = slice(first, None)
-    marks = {
-        "marker": look.marker or None,
-        "markersize": 4.5,
-        "markevery": max(1, (len(series.steps) - first) // 8),
-    }
     if first:
         before = slice(0, first + 1)
-        label = f"{group.label} before its masks start, evaluated with them"
+        label = f"{group.label} while dense, with its mask"
         axes.plot(
             series.steps[before],
             series.mean[before],
@@ -80,13 +74,15 @@ def _draw_series(axes: Axes, group: Group, series: Series, look: Look) -> None:
             label=label,
         )
     axes.plot(
-        series.steps[rest],
-        series.mean[rest],
+        series.steps[first:],
+        series.mean[first:],
         color=look.color,
         linewidth=1.9,
         linestyle=look.line,
         label=group.label,
-        **marks,
+        marker=look.marker or None,
+        markersize=4.5,
+        markevery=max(1, (len(series.steps) - first) // 8),
     )
     if group.recipe != "dense" or len(group.drawn) > 1:
         axes.fill_between(series.steps, series.low, series.high, color=look.color, alpha=0.16, linewidth=0)
@@ -109,10 +105,3 @@ def _first_sparse(group: Group, series: Series) -> int:
         return 0
     dense = {r["step"] for run in group.drawn for r in run.evals if r.get("phase") == "dense"}
     return next((i for i, step in enumerate(series.steps) if step not in dense), len(series.steps))
-
-
-def _mark_switches(axes: Axes, groups: list[Group]) -> None:
-    for group in groups:
-        steps = [run.switch_step for run in group.drawn if run.switch_step]
-        if steps:  # masks that start at step 0 need no mark
-            mark_steps(axes, steps, f"{group.label}: masks start", look_of(group, groups).color)

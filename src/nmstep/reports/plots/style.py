@@ -127,18 +127,37 @@ def mark_steps(axes: Axes, steps: Sequence[float], text: str, color: str) -> Non
     )
 
 
-def legend_below(figure: Figure, panels: Sequence[Axes], *, columns: int = 4) -> None:
-    """Puts one legend for all panels under them, where it covers no data."""
+def mark_switches(axes: Axes, groups: Sequence[Group]) -> None:
+    """Marks where the masks of each group start, if not with the first step."""
+    starting = [(group, [run.switch_step for run in group.drawn if run.switch_step]) for group in groups]
+    starting = [(group, steps) for group, steps in starting if steps]
+    for place, (group, steps) in enumerate(starting):
+        # Texts of several recipes would lie on each other; the line's colour says whose it is.
+        text = f"{group.label}: masks start" if len(starting) == 1 else "masks start" if place == 0 else ""
+        mark_steps(
+            axes,
+            steps,
+            text,
+            look_of(group, groups).color if len(starting) == 1 or not text else _MUTED,
+            look_of(group, groups).color,
+        )
+
+
+def legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Puts one legend for all panels under them, where it covers no data, in as many columns as fit."""
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
+        # Every column is about as wide as the longest label: 0.085 inches a letter and 0.75 for the line.
+        widest = 0.75 + 0.085 * max(map(len, entries))
+        columns = max(1, int(float(figure.get_figwidth()) / widest))
         figure.legend(
             entries.values(),
             entries.keys(),
             loc="outside lower center",
-            ncols=min(columns, len(entries)),
+            ncols=-(-len(entries) // -(-len(entries) // columns)),
             fontsize=9.5,
             frameon=False,
             labelcolor=INK,

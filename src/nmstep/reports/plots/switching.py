@@ -76,11 +76,12 @@ def _draw_panel(axes: Axes, group: Group, color: str) -> None:
         )
     for place, run in enumerate(group.runs):
         steps, values = _thin(_column(run, "z_mean"))
-        label = "its mean over the window (one line a seed)" if column else "what the switch compares"
+        label = "its mean over the window, for each seed" if column else "what the switch compares"
         axes.plot(steps, values, color=color, linewidth=2.0 if place == 0 else 1.1, label=label)
     threshold = next(t for t in map(_threshold, group.runs) if t)
     axes.axhline(threshold, color=INK, linestyle=(0, (5, 2)), linewidth=1.3, label="threshold")
-    axes.set_xlim(left=0, right=max(run.last_step for run in group.runs))
+    last = max(step for run in group.runs for step, _ in _column(run, "z_mean"))
+    axes.set_xlim(0, max(last * 1.12, 1))
     axes.set_xlabel("optimizer steps", fontsize=10)
     axes.set_ylabel(
         "Z, mean |Δv| a weight (squared gradient units)" if column else "compared value", fontsize=10
@@ -116,6 +117,10 @@ def _compared_column(run: Run) -> str | None:
             )
             return next(near, None)
     return None
+
+
+def _is_drawable(run: Run) -> bool:
+    return bool(_column(run, "z_mean")) and _threshold(run) is not None
 
 
 def _column(run: Run, name: str) -> list[tuple[int, float]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nmstep.reports.groups import Group, group_runs
 from nmstep.reports.plots.series import mean_series
-from nmstep.reports.plots.style import grid, legend_below, look_of, panel_keys
+from nmstep.reports.plots.style import grid, legend_below, look_of, mark_switches, panel_keys
 from nmstep.reports.runs import Run
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _draw_panel(axes: Axes, groups: list[Group], column: str) -> None:
             )
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer steps", fontsize=10)
+    mark_switches(axes, groups)
 
 
 def _samples(run: Run, column: str) -> dict[int, float]:
