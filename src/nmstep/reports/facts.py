@@ -87,7 +87,7 @@ def result_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "variant": row["variant"],
                 "pattern": row["pattern"] or "–",
                 "metric": row["metric"],
-                "unit": " (%)" if row["metric"] == "accuracy" else "",
+                "unit": " %" if row["metric"] == "accuracy" else f" ({row['metric']})",
                 "n": row["n"],
                 "value": spread(row["mean"], row["std"], 2),
                 "gap": "–" if gap is None or not math.isfinite(gap) else f"{gap:+.2f}".replace("-", "−"),
@@ -142,7 +142,8 @@ def _gap_sentence(gap: Mapping[str, Any]) -> str:
     if gap["closed"] < 0:
         closes = f"STEP is worse than SR-STE, which lies {gap['gap']:.2f} {unit} behind dense"
     else:
-        closes = f"STEP closes {gap['closed']:.0%} of the gap between SR-STE and dense, which is {gap['gap']:.2f} {unit}"
+        share = f"STEP closes {gap['closed']:.0%} of the gap between SR-STE and dense"
+        closes = f"{share}, which is {gap['gap']:.2f} {unit}"
     noisy = " That gap is smaller than the standard deviation over seeds, so the share says little."
     return f"{where}{closes}; {loss}{noisy if gap['noisy'] else ''}"
 

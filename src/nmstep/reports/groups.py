@@ -21,10 +21,8 @@ _LABELS = {
     "step-updated": "STEP, variance updated",
     "step": "STEP",
 }
-# Where a run writes and how often it saves does not change what it computes.
-_NOT_SETTINGS = frozenset(
-    {"seed", "out", "output", "folder", "name", "resume", "threads", "device", "save_every"}
-)
+# How often a run saves or is evaluated does not change what it computes.
+_NOT_SETTINGS = frozenset({"seed", "threads", "eval_every", "checkpoint_every"})
 
 
 @dataclass(frozen=True, kw_only=True)

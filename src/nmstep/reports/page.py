@@ -46,7 +46,7 @@ _PLOTS = (
         "Training, by recipe",
         "Means over seeds with a band of ± one standard deviation; dotted while training is still dense "
         "but evaluated under the mask. Accuracy near 100 % is spread out: equal distances are equal ratios of "
-        "errors.",
+        "errors. Upright lines: the masks start.",
         plots.plot_metric,
     ),
     _Plot(
@@ -59,8 +59,9 @@ _PLOTS = (
     _Plot(
         "switch.png",
         "What the switch saw",
-        "Z is the mean change of v a weight in one step. The masks start when its mean over the window falls "
-        "below the threshold, or at the latest step allowed.",
+        "Z is the mean change of v a weight in one step. The masks start when its mean over a full window "
+        "falls below the threshold, or at the latest step allowed; until the window is full, the line is the "
+        "mean of what it holds.",
         plots.plot_switch,
     ),
     _Plot(

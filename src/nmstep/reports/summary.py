@@ -102,10 +102,10 @@ def gap_table(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             settings, there is nothing to compare and no row.
 
     Returns:
-        Rows with ``task``, ``pattern``, ``metric``; ``gap``, by how much the mean of SR-STE is worse
-        than that of dense, in the metric's unit; ``closed``, the share of it that STEP wins back (above 1: better than
-        dense; None where SR-STE has no gap); ``noisy``, whether the gap is smaller than the larger standard
-        deviation of the two; ``loss_step`` and ``loss_srste``, their mean losses, and
+        Rows with ``task``, ``pattern``, ``metric``; ``gap``, by how much the mean of SR-STE is worse than
+        that of dense, in the metric's unit; ``closed``, the share of it that STEP wins back (above 1: better
+        than dense; None where SR-STE has no gap); ``noisy``, whether the gap is smaller than the larger
+        standard deviation of the two; ``loss_step`` and ``loss_srste``, their mean losses, and
         ``loss_lower``, whether STEP's is below SR-STE's.
     """
     found = []

@@ -46,9 +46,8 @@ def plot_flip_rate(runs: Sequence[Run]) -> Figure | None:
     for axes, (_, layers) in zip(panels, curves, strict=True):
         for place, name in enumerate(names):
             if name in layers:
-                _draw_layer(
-                    axes, name, layers[name], colors[place], place if len(names) <= _NAMED_LAYERS else None
-                )
+                marker = _MARKERS[place] if len(names) <= _NAMED_LAYERS else None
+                _draw_layer(axes, name, layers[name], colors[place], marker)
         _finish(axes, top, end)
     if len(names) <= _NAMED_LAYERS:
         legend_below(figure, panels)
@@ -58,10 +57,9 @@ def plot_flip_rate(runs: Sequence[Run]) -> Figure | None:
 
 
 def _layer_curves(group: Group) -> dict[str, Series]:
-    names = dict.fromkeys(
-        r["name"] for run in group.drawn for r in run.layers if r.get("flip_rate") is not None
-    )
-    curves = {name: mean_series(group.drawn, lambda run, name=name: _flips(run, name)) for name in names}
+    records = [record for run in group.drawn for record in run.layers]
+    names = dict.fromkeys(record["name"] for record in records if record.get("flip_rate") is not None)
+    curves = {name: mean_series(group.drawn, partial(_flips, name)) for name in names}
     found = {name: series for name, series in curves.items() if series is not None}
     # A mask chosen once never flips: all zeros tell nothing that the recipe's name does not.
     return found if any(value > 0 for series in found.values() for value in series.mean) else {}
@@ -89,7 +87,7 @@ def _finish(axes: Axes, top: float, end: int) -> None:
     axes.set_ylim(0, top * 1.06)
     axes.set_xlim(0, end * 1.01)
     axes.set_xlabel("optimizer steps", fontsize=10)
-    axes.set_ylabel("mask entries flipped in a step (%)", fontsize=10)
+    axes.set_ylabel("mask entries flipped (%)", fontsize=10)
 
 
 def _colors(count: int) -> list[Any]:

@@ -51,7 +51,7 @@ def _draw_panel(axes: Axes, groups: list[Group]) -> None:
         look = look_of(group, groups)
         series = mean_series(group.drawn, lambda run: _masked_metric(run, metric))
         if series is not None:
-            shown += series.mean
+            shown += [*series.mean, *(min(high, 100.0) for high in series.high if metric == "accuracy")]
             _draw_series(axes, group, series, look)
     axes.set_xlabel("optimizer steps", fontsize=10)
     axes.set_ylabel(metric_label(metric), fontsize=10)
@@ -69,7 +69,7 @@ def _draw_series(axes: Axes, group: Group, series: Series, look: Look) -> None:
             series.steps[before],
             series.mean[before],
             color=look.color,
-            linewidth=1.1,
+            linewidth=1.2,
             linestyle=":",
             label=label,
         )

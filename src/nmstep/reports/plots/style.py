@@ -5,6 +5,7 @@ Everything is set on the objects themselves: matplotlib's global settings and py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["INK", "Look", "grid", "legend_below", "look_of", "mark_steps", "panel_keys", "tidy"]
 
 INK = "#222222"
-_MUTED = "#5a5a5a"
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
 
 
@@ -129,18 +129,30 @@ def mark_steps(axes: Axes, steps: Sequence[float], text: str, color: str) -> Non
 
 def mark_switches(axes: Axes, groups: Sequence[Group]) -> None:
     """Marks where the masks of each group start, if not with the first step."""
-    starting = [(group, [run.switch_step for run in group.drawn if run.switch_step]) for group in groups]
-    starting = [(group, steps) for group, steps in starting if steps]
-    for place, (group, steps) in enumerate(starting):
-        # Texts of several recipes would lie on each other; the line's colour says whose it is.
-        text = f"{group.label}: masks start" if len(starting) == 1 else "masks start" if place == 0 else ""
+    low, high = axes.get_xlim()
+    starting = [(g, [run.switch_step for run in g.drawn if run.switch_step]) for g in groups]
+    found = [(sum(steps) / len(steps), g.label, g, steps) for g, steps in starting if steps]
+    found.sort(key=lambda entry: entry[:2])
+    labels: list[str] = []
+    for place, (mean, label, group, steps) in enumerate(found):
+        labels.append(label)
+        following = found[place + 1][0] if place + 1 < len(found) else math.inf
+        # Texts of lines that are close to each other would overlap: they share one.
+        text = "" if following - mean < 0.2 * (high - low) else ", ".join(labels)
+        labels = [] if text else labels
         mark_steps(
-            axes,
-            steps,
-            text,
-            look_of(group, groups).color if len(starting) == 1 or not text else _MUTED,
-            look_of(group, groups).color,
+            axes, steps, f"{text}: masks start" if len(found) == 1 else text, look_of(group, groups).color
         )
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Returns the most legend columns that fit into ``width`` inches, filled from top to bottom."""
+    for rows in range(1, len(labels)):
+        filled = [labels[start : start + rows] for start in range(0, len(labels), rows)]
+        # About 0.085 inches a letter, and 0.75 for the line and the space beside it.
+        if sum(0.75 + 0.085 * max(map(len, column)) for column in filled) <= width:
+            return len(filled)
+    return 1
 
 
 def legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -150,14 +162,11 @@ def legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        # Every column is about as wide as the longest label: 0.085 inches a letter and 0.75 for the line.
-        widest = 0.75 + 0.085 * max(map(len, entries))
-        columns = max(1, int(float(figure.get_figwidth()) / widest))
         figure.legend(
             entries.values(),
             entries.keys(),
             loc="outside lower center",
-            ncols=-(-len(entries) // -(-len(entries) // columns)),
+            ncols=_columns(list(entries), float(figure.get_figwidth())),
             fontsize=9.5,
             frameon=False,
             labelcolor=INK,

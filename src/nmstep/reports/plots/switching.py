@@ -49,9 +49,7 @@ def plot_switch(runs: Sequence[Run]) -> Figure | None:
     Source:
         STEP (Lu et al. 2023), Fig. 3.
     """
-    groups = [
-        g for g in group_runs(runs) if any(_column(run, "z_mean") and _threshold(run) for run in g.runs)
-    ]
+    groups = [group for group in group_runs(runs) if any(map(_is_drawable, group.runs))]
     if not groups:
         return None
     figure, panels = grid([f"{g.task}, {g.label} {g.pattern or ''}".strip() for g in groups])
@@ -66,14 +64,8 @@ def _draw_panel(axes: Axes, group: Group, color: str) -> None:
     column = _compared_column(group.runs[0])
     for run in group.runs[:1] if column else ():
         steps, values = _thin(_column(run, column or ""))
-        axes.plot(
-            steps,
-            values,
-            color="#9a9a9a",
-            linewidth=0.8,
-            label=f"Z at each step (seed {run.seed})",
-            zorder=1.5,
-        )
+        label = f"Z at each step (seed {run.seed})" if len(group.runs) > 1 else "Z at each step"
+        axes.plot(steps, values, color="#9a9a9a", linewidth=0.8, label=label, zorder=1.5)
     for place, run in enumerate(group.runs):
         steps, values = _thin(_column(run, "z_mean"))
         label = "its mean over the window, for each seed" if column else "what the switch compares"
@@ -83,18 +75,14 @@ def _draw_panel(axes: Axes, group: Group, color: str) -> None:
     last = max(step for run in group.runs for step, _ in _column(run, "z_mean"))
     axes.set_xlim(0, max(last * 1.12, 1))
     axes.set_xlabel("optimizer steps", fontsize=10)
-    axes.set_ylabel(
-        "Z, mean |Δv| a weight (squared gradient units)" if column else "compared value", fontsize=10
-    )
+    axes.set_ylabel("Z (squared gradient units)" if column else "compared value", fontsize=10)
     _mark_switches(axes, group, color)
 
 
 def _mark_switches(axes: Axes, group: Group, color: str) -> None:
     switched = [run for run in group.runs if run.switch_step]
     if not switched:
-        axes.annotate(
-            "no switch yet", (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=9
-        )
+        axes.annotate("no switch yet", (1, 1.01), xycoords="axes fraction", ha="right", fontsize=8.5)
         return
     steps = [run.switch_step or 0 for run in switched]
     reasons = Counter(reason_text(run.switch_reason or "reason unknown") for run in switched)
@@ -110,11 +98,8 @@ def _compared_column(run: Run) -> str | None:
     for record in run.steps:
         mean = record.get("z_mean")
         if mean is not None:
-            near = (
-                c
-                for c in ("z", "z_geometric")
-                if record.get(c) and math.isclose(record[c], mean, rel_tol=1e-6)
-            )
+            samples = {name: record.get(name) for name in ("z", "z_geometric")}
+            near = (name for name, z in samples.items() if z and math.isclose(z, mean, rel_tol=1e-6))
             return next(near, None)
     return None
 
