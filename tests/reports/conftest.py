@@ -66,7 +66,7 @@ def _lines(
         if step % 10 == 0:
             value = final - 20 * (1 - step / STEPS)
             masked = recipe == "step" and not sparse
-            scores = {"loss": 1 / value, metric: value + (30 if masked else 0)}
+            scores = {"loss": 1 / (1 + abs(value)), metric: value + (30 if masked else 0)}
             lines.append(
                 {
                     "kind": "eval",
@@ -110,7 +110,8 @@ def write_run(
     **settings: Any,
 ) -> Path:
     """Writes a run folder below ``root`` and returns it."""
-    folder = root / "-".join([recipe, *([pattern.replace(":", "x")] if pattern else []), f"s{seed}", *settings])
+    parts = [recipe, *([pattern.replace(":", "x")] if pattern else []), f"s{seed}"]
+    folder = root / "-".join([*parts, *(str(value).replace("/", "_") for value in settings.values())])
     folder.mkdir(parents=True)
     config = {
         "task": task,
@@ -168,10 +169,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return lambda *args, **settings: write_run(tmp_path / "runs", *args, **settings)
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> Path:
-    """Dense, ASP, SR-STE and STEP at 1:4 and 1:16, two seeds each."""
-    root = tmp_path / "runs"
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dense, ASP, SR-STE and STEP at 1:4 and 1:16, two seeds each; to be read only."""
+    root = tmp_path_factory.mktemp("comparison") / "runs"
     for seed in (0, 1):
         write_run(root, "dense", None, seed, 98.0 + seed, loss=0.05)
         for pattern in ("1:16", "1:4"):

@@ -26,10 +26,12 @@ _ENVIRONMENT = {
     "commit": "commit",
 }
 _OPEN_PLAN = 14
+_UNITS = {"accuracy": " %", "perplexity": " ppl"}
 
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Returns name and value of every setting and of the machine; values that differ are all listed."""
+    runs = [run for group in group_runs(runs) for run in group.runs]
     configs = [flat_config(run) for run in runs]
     keys = [*_FIRST, *sorted({key for config in configs for key in config} - {*_FIRST, "threads"})]
     rows = []
@@ -76,6 +78,7 @@ def spread(mean: float, std: float | None, digits: int) -> str:
 def result_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the summary's rows as text for the results table, best sparse mean of each pattern marked."""
     dense = {row["task"]: row for row in rows if row["recipe"] == "dense"}
+    one_metric = len({row["metric"] for row in rows}) == 1
     formatted = []
     for row in rows:
         base = dense.get(row["task"])
@@ -86,10 +89,9 @@ def result_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "recipe": recipe_label(row["recipe"]),
                 "variant": row["variant"],
                 "pattern": row["pattern"] or "–",
-                "metric": row["metric"],
-                "unit": " %" if row["metric"] == "accuracy" else f" ({row['metric']})",
+                "value": spread(row["mean"], row["std"], 2)
+                + ("" if one_metric else _UNITS.get(row["metric"], "")),
                 "n": row["n"],
-                "value": spread(row["mean"], row["std"], 2),
                 "gap": "–" if gap is None or not math.isfinite(gap) else f"{gap:+.2f}".replace("-", "−"),
                 "loss": spread(row["loss_mean"], row["loss_std"], 4),
                 "switch": _switch(row),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nmstep.reports import facts, plots
 from nmstep.reports.extras import require
 from nmstep.reports.groups import recipe_label
+from nmstep.reports.plots.scales import metric_label
 from nmstep.reports.runs import Run, load_runs
 from nmstep.reports.summary import gap_table, summary_table
 
@@ -121,6 +122,10 @@ def _render(runs: Sequence[Run], drawn: Sequence[dict[str, Any]], folder: Path) 
         problems=facts.run_problems(runs),
         settings=facts.settings(runs),
         rows=facts.result_rows(rows),
+        metric=metric_label(rows[0]["metric"])
+        if len({row["metric"] for row in rows}) == 1
+        else "held-out metric",
+        several_tasks=len({run.task for run in runs}) > 1,
         sentences=facts.gap_sentences(gap_table(rows)),
         plots=drawn,
         plans=facts.plan_tables(runs),

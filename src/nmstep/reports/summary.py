@@ -133,7 +133,7 @@ def _gap(dense: Mapping[str, Any], srste: Mapping[str, Any], step: Mapping[str, 
         "pattern": srste["pattern"],
         "metric": srste["metric"],
         "gap": gap,
-        "closed": sign * (step["mean"] - srste["mean"]) / gap if gap > 0 else None,
+        "closed": sign * (step["mean"] - srste["mean"]) / gap + 0.0 if gap > 0 else None,  # no "-0 %"
         "noisy": gap < spread,
         "loss_lower": step["loss_mean"] < srste["loss_mean"],
         "loss_step": step["loss_mean"],
