@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from nmstep.masks import nm_mask, split_
@@ -132,3 +134,30 @@ def test_the_latent_weight_gives_the_same_mask_again() -> None:
     mask = nm_mask(weight, "1:8")
     pruned = split_(weight, "1:8")
     assert torch.equal(nm_mask(weight + pruned, "1:8"), mask)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Tensor, int, int, int]:
+    """A weight of few distinct values, with NaN and infinities among them, a pattern and a dimension."""
+    shape = draw(st.lists(st.integers(0, 5), min_size=1, max_size=3))
+    dim = draw(st.integers(0, len(shape) - 1))
+    m = draw(st.integers(1, 6))
+    values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -3.0, 1e-45, math.inf, -math.inf, math.nan])
+    count = math.prod(shape)
+    weight = torch.tensor(draw(st.lists(values, min_size=count, max_size=count))).reshape(shape)
+    return weight, draw(st.integers(1, m)), m, dim
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(cases())
+def test_any_weight_agrees_with_brute_force_and_splits_without_loss(
+    case: tuple[Tensor, int, int, int],
+) -> None:
+    weight, n, m, dim = case
+    mask = nm_mask(weight, f"{n}:{m}", dim=dim, pad=True)
+    assert torch.equal(mask, oracle(weight, n, m, dim))
+    kept = weight.clone()
+    pruned = split_(kept, f"{n}:{m}", dim=dim, pad=True)
+    assert torch.equal(torch.nan_to_num(kept + pruned, nan=7.0), torch.nan_to_num(weight, nan=7.0))
+    assert not bool((kept[~mask] != 0).any())
+    assert not bool((pruned[mask] != 0).any())

@@ -1,0 +1,41 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+class Scalar(nn.Sequential):
+    """A model whose output is its loss, as the README's is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = super().forward(x).square().mean()
+        return loss
+
+
+def test_the_two_lines_in_your_own_loop() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert "total_steps=10_000" in code
+    model = Scalar(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    names = {"model": model, "loader": [torch.randn(4, 8) for _ in range(6)]}
+    exec(code.replace("10_000", "6"), names)
+    assert float((model[0].weight != 0).float().mean()) == 0.5
+
+
+def test_every_command_of_the_readme_is_one() -> None:
+    text = README.read_text(encoding="utf-8")
+    targets = set(
+        re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for target in re.findall(r"^\$ make (\w+)", text, re.MULTILINE):
+        assert target in targets
+    commands = pytest.importorskip("nmstep.cli.commands")
+    for command in re.findall(r"^\$ nmstep (\w+)", text, re.MULTILINE):
+        assert command in Path(commands.__file__).read_text(encoding="utf-8").lower()
