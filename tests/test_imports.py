@@ -20,7 +20,7 @@ ROOMS = [
     ["trace"],
     ["optim"],
     ["recipes"],
-    ["machine"],
+    ["machine", "admission"],
     ["sparsify"],
     ["verify"],
     ["tasks"],

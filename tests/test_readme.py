@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,18 +13,17 @@ from torch import nn
 README = Path(__file__).parents[1] / "README.md"
 
 
-class Scalar(nn.Sequential):
-    """A model whose output is its loss, as the README's is."""
+class WithLoss(nn.Sequential):
+    """A model that returns its loss, as transformers' do."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = super().forward(x).square().mean()
-        return loss
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=super().forward(x).square().mean())
 
 
 def test_the_two_lines_in_your_own_loop() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert "total_steps=10_000" in code
-    model = Scalar(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    model = WithLoss(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     names = {"model": model, "loader": [torch.randn(4, 8) for _ in range(6)]}
     exec(code.replace("10_000", "6"), names)
     assert float((model[0].weight != 0).float().mean()) == 0.5

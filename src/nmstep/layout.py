@@ -48,7 +48,10 @@ def reduction_dim(module: nn.Module, parameter: str) -> int | None:
         return None
     if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
         return 1
-    if isinstance(module, _TRANSPOSED) or _is_transformers_conv1d(module):
+    if isinstance(module, _TRANSPOSED):
+        # An output of a grouped one sums over a part of dim 0 only, which a group of M might straddle.
+        return 0 if module.groups == 1 else None
+    if _is_transformers_conv1d(module):
         return 0
     return None
 

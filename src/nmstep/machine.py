@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmstep.optim.adamw import AdamW
-from nmstep.optim.gradients import OnNonfinite, is_idle, nonfinite
+from nmstep.optim.gradients import OnNonfinite, has_gradients, is_idle, nonfinite
 from nmstep.optim.layer_stats import latent_masks, layer_stats
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.variance import change_sums, coordinates, has_variance, norm_sums
@@ -63,6 +63,7 @@ class StateMachine:
         self.trace = Trace(d=coordinates(optimizer), threshold=threshold, block=options.block)
         self._geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
         self._has_variance = has_variance(optimizer)
+        self.masked = False  # whether the weights are masked for an evaluation only
         self._taking = False
         self._change: Tensor | None = None
         self._old_masks: list[Tensor] | None = None
@@ -86,6 +87,11 @@ class StateMachine:
         """Returns the pattern in force for ``entry`` now."""
         since = self.step - (self.switch_step if self.switch_step is not None else self.step)
         return self.recipe.schedule.pattern_at(target(entry), since)
+
+    def check_not_masked(self, what: str) -> None:
+        """Raises RuntimeError while the weights are masked for an evaluation, and not in the model as they are."""
+        if self.masked:
+            raise RuntimeError(f"no {what} inside sparsifier.masked(): it is for evaluation only")
 
     def recover(self) -> None:
         """Gives state and gradients back after a step that was none, or in which the optimizer raised."""
@@ -114,13 +120,15 @@ class StateMachine:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
+        self.check_not_masked("optimizer.step()")
         self.recover()
         args, kwargs = self._run_closure(args, kwargs)
         self._taking = self._is_a_step()
         if self._taking:
             if self.phase == "sparse":
-                self._sparse.open_(refine=self.recipe.refine)
-                if self._is_sample(self._options.layers_every) and self.recipe.mask == "every_step":
+                sampled = self._is_sample(self._options.layers_every)
+                self._sparse.open_(refine=self.recipe.refine, thorough=sampled)
+                if sampled and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance():
                 self._change = change_sums(optimizer, geometric=self._geometric)
@@ -134,6 +142,7 @@ class StateMachine:
         if not self._taking:
             self.recover()
             return
+        self._taking = False  # a subclass that calls super().step() comes by here once more
         sampled = self._is_sample(self._options.layers_every)
         self.step += 1
         sparse = self.phase == "sparse"
@@ -163,7 +172,9 @@ class StateMachine:
             loss = closure()
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self.loss = loss.detach()
-        return (args[0],), {**kwargs, "closure": lambda: loss}
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": lambda: loss}
+        return (args[0], lambda: loss, *args[2:]), kwargs
 
     def _is_a_step(self) -> bool:
         """Whether this call counts, after the gradients were looked at."""
@@ -173,10 +184,11 @@ class StateMachine:
             self._sparse.hide_gradients()  # a loss scaler that leaves skipping to the optimizer
             return False
         if getattr(optimizer, "grad_scale", None) is not None:
+            optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
             raise ValueError(
                 "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step"
             )
-        if is_idle(optimizer):
+        if not has_gradients(optimizer) or is_idle(optimizer):
             return False
         bad = (
             []
@@ -202,12 +214,10 @@ class StateMachine:
         if self._change is not None:
             change, self._change = self._change, None
             sums = torch.cat([change, norm_sums(self._optimizer).to(change.device)])
-            if detector is None or not self._switch_reads_variance():
-                row |= _variance_row(sums, self.trace.d, self._geometric)
-            else:  # the decision needs the numbers now: one transfer
-                row |= {
-                    k: float(v) for k, v in _variance_row(sums.cpu(), self.trace.d, self._geometric).items()
-                }
+            self.trace.d = coordinates(self._optimizer)
+            if self._switch_reads_variance():  # the decision needs the numbers now: one transfer
+                sums = sums.cpu()
+            row |= _variance_row(sums, self.trace.d, self._geometric)
         if detector is not None:
             reason = detector.observe(_stats(self.step, row))
             if detector.window_mean is not None:
@@ -222,6 +232,7 @@ class StateMachine:
     def _start(self, reason: str) -> None:
         """Starts the masks, and freezes the variance where the recipe does."""
         recipe = self.recipe
+        self._sparse.start_(self.pattern_of, once=recipe.mask == "once")
         if recipe.freeze != "none":
             assert isinstance(self._optimizer, AdamW)
             chosen = None if recipe.freeze == "all" else [p for _, p in self._sparse]
@@ -229,9 +240,10 @@ class StateMachine:
                 chosen, correct_bias=recipe.correct_bias, eps_root=recipe.eps_root
             )
         self.switch_step, self.switch_reason = self.step, reason
-        self._sparse.start_(self.pattern_of, once=recipe.mask == "once")
 
     def _wants_variance(self) -> bool:
+        if self.phase == "sparse" and self.recipe.freeze != "none":
+            return False  # a frozen variance does not move, and is scaled otherwise than the recorded one
         return self._has_variance and (
             self._switch_reads_variance() or self._is_sample(self._options.variance_every)
         )
@@ -251,6 +263,7 @@ def _variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Te
     row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
     if geometric:
         row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
+        row["z_unchanged"] = d - sums[2]
     return row
 
 

@@ -25,7 +25,7 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
             group of r weights keeps ``min(N, r)``.
 
     Returns:
-        A bool tensor of ``weight``'s shape and strides.
+        A bool tensor of ``weight``'s shape, laid out as ``torch.zeros_like`` would.
 
     Raises:
         ValueError: ``weight`` has no such dimension, M does not divide it and ``pad`` is off, or the

@@ -17,6 +17,9 @@ from nmstep.sparsity_plan import PlanEntry, Rule, SparsityPlan, unwrap
 __all__ = ["OnIndivisible", "PlanEntry", "Rule", "SparsityPlan", "plan"]
 
 OnIndivisible = Literal["dense", "error", "pad"]
+# Reasons that a warning is about.
+_INDIVISIBLE = "not a multiple of"
+_UNKNOWN = "no reduction dimension known"
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -98,12 +101,12 @@ def _parameters(model: nn.Module) -> Iterable[tuple[list[str], list[tuple[nn.Mod
 
 
 def _warn_left_dense(entries: tuple[PlanEntry, ...]) -> None:
-    left = [entry for entry in entries if entry.pattern is None and "not a multiple" in entry.reason]
+    left = [e for e in entries if e.pattern is None and (_INDIVISIBLE in e.reason or _UNKNOWN in e.reason)]
     if left:
         listed = "; ".join(f"{entry.name!r}: {entry.reason}" for entry in left)
         warnings.warn(
             f"{len(left)} layer(s) stay dense: {listed}. Exclude them to silence this, or pass "
-            f"on_indivisible='pad' (or 'error')",
+            f"on_indivisible='pad' (or 'error') where M does not divide",
             stacklevel=3,
         )
 
@@ -134,7 +137,8 @@ class _Chooser:
                 return self._sparse(dense, rule.pattern, group_dim, f"rule {glob!r}")
         for glob in self.exclude:
             if any(matches(glob, name) for name in names):
-                return replace(dense, reason=f"excluded by {glob!r}" if why_not is None else why_not)
+                chosen = why_not is None or _UNKNOWN in why_not
+                return replace(dense, reason=f"excluded by {glob!r}" if chosen else why_not or "")
         if why_not is not None or dim is None:
             return replace(dense, reason=why_not or "")
         if self.include is not None and not any(matches(g, n) for g in self.include for n in names):
@@ -151,7 +155,7 @@ class _Chooser:
         size = dense.shape[dim]
         if size % pattern.m == 0:
             return replace(dense, pattern=pattern, dim=dim, reason=reason)
-        short = f"dimension {dim} has {size} elements, not a multiple of {pattern.m}"
+        short = f"dimension {dim} has {size} elements, {_INDIVISIBLE} {pattern.m}"
         if self.on_indivisible == "pad":
             return replace(dense, pattern=pattern, dim=dim, pad=True, reason=f"{reason}; {short}: padded")
         if self.on_indivisible == "error":
@@ -188,7 +192,7 @@ class _Chooser:
 
 
 def _indivisible(entry: PlanEntry) -> bool:
-    return "not a multiple" in entry.reason or "dense by rule" in entry.reason
+    return _INDIVISIBLE in entry.reason or "dense by rule" in entry.reason
 
 
 def _default_layout(owners: list[tuple[nn.Module, str]], ndim: int) -> tuple[str | None, int | None]:
@@ -208,4 +212,4 @@ def _default_layout(owners: list[tuple[nn.Module, str]], ndim: int) -> tuple[str
         return "norm", None
     if ndim < 2:
         return "fewer than two dimensions", None
-    return f"no reduction dimension known for {type(module).__name__}.{local}; a rule can name it", None
+    return f"{_UNKNOWN} for {type(module).__name__}.{local}; a rule can name it", None

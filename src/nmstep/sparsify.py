@@ -9,22 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
+from nmstep.admission import ATTACHED, check_arguments
 from nmstep.machine import Phase, StateMachine, target
 from nmstep.masks import split_
 from nmstep.optim import record
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
-from nmstep.optim.variance import has_variance
 from nmstep.plan import SparsityPlan, plan
 from nmstep.recipes.recipe import Recipe
 from nmstep.trace import Trace, TraceOptions
 
 __all__ = ["Sparsifier", "sparsify"]
-
-_ATTACHED = "_nmstep_sparsifier"
 
 
 def sparsify(
@@ -84,7 +82,7 @@ class Sparsifier:
         on_nonfinite: OnNonfinite,
         trace: TraceOptions,
     ) -> None:
-        _check_arguments(optimizer, recipe, on_nonfinite)
+        check_arguments(optimizer, recipe, on_nonfinite)
         self.recipe = recipe
         self.plan = _plan(model, recipe)
         parameters = self.plan.resolve(model)
@@ -99,12 +97,12 @@ class Sparsifier:
         self._handles = [
             optimizer.register_step_pre_hook(self._machine.before_step),
             optimizer.register_step_post_hook(self._machine.after_step),
-            optimizer.register_state_dict_pre_hook(lambda _: self._machine.recover()),
+            optimizer.register_state_dict_pre_hook(self._before_save),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
             optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
-        setattr(optimizer, _ATTACHED, self)
+        setattr(optimizer, ATTACHED, self)
 
     @property
     def phase(self) -> Phase:
@@ -145,14 +143,23 @@ class Sparsifier:
         return self._machine.window_mean
 
     def log_loss(self, loss: Tensor | float) -> None:
-        """Notes the loss of the coming step for the trace; a tensor is not read until the next flush."""
+        """Notes the loss of the coming step for the trace; a tensor is not read until the next flush.
+
+        Raises:
+            ValueError: ``loss`` has more than one element.
+        """
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(
+                f"log_loss takes one number, got a tensor of shape {tuple(loss.shape)}: log its mean"
+            )
         self._machine.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     @contextmanager
     def masked(self) -> Iterator[None]:
         """Masks the weights for the time of a block, to evaluate the dense phase as if it were sparse.
 
-        Nothing happens once the masks have started: then the model is N:M anyway.
+        Nothing happens once the masks have started: the model has the pattern in force then. Steps and
+        ``optimizer.state_dict()`` are refused inside, where the model does not hold its own weights.
 
         Source:
             STEP, Fig. 4.
@@ -162,9 +169,11 @@ class Sparsifier:
             return
         with torch.no_grad():
             cut = [(p, split_(p, target(e), dim=e.dim or 0, pad=e.pad)) for e, p in self._sparse]
+        self._machine.masked = True
         try:
             yield
         finally:
+            self._machine.masked = False
             with torch.no_grad():
                 for p, pruned in cut:
                     p.add_(pruned)
@@ -173,8 +182,12 @@ class Sparsifier:
         """Forgets the pruned part and detaches: the model is plain and N:M, the optimizer ordinary.
 
         Where the masks have not started, or a schedule has not reached its last pattern, the final
-        pattern is applied now, with a warning. Steps taken afterwards would fill the zeros again.
+        pattern is applied now, with a warning. Steps taken afterwards would fill the zeros again. A frozen
+        variance goes on from where it was frozen, as Adam's. A second call does nothing.
         """
+        if not self._handles:
+            return
+        self._machine.recover()
         reached = all(self._machine.pattern_of(entry) == entry.pattern for entry in self.plan.sparse)
         if self.plan.sparse and not (self.phase == "sparse" and reached):
             warnings.warn(
@@ -187,19 +200,31 @@ class Sparsifier:
                 for entry, p in self._sparse:
                     split_(p, target(entry), dim=entry.dim or 0, pad=entry.pad)
         self._sparse.forget()
+        if isinstance(self._optimizer, AdamW):
+            self._optimizer.unfreeze_variance_()
         self.trace.flush()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if hasattr(self._optimizer, _ATTACHED):
-            delattr(self._optimizer, _ATTACHED)
+        if hasattr(self._optimizer, ATTACHED):
+            delattr(self._optimizer, ATTACHED)
 
     def _record(self) -> dict[str, Any]:
         planned = {
             entry.name: {"pattern": str(entry.pattern), "dim": entry.dim, "shape": list(entry.shape)}
             for entry in self.plan.sparse
         }
-        return {"version": 1, "recipe": self.recipe.describe(), "plan": planned, **self._machine.state()}
+        keys = {
+            entry.name: sorted(self._optimizer.state.get(p, {}).keys() - {PRUNED, MASK})
+            for entry, p in self._sparse
+        }
+        head = {"version": 1, "recipe": self.recipe.describe(), "plan": planned, "state_keys": keys}
+        return {**head, **self._machine.state()}
+
+    def _before_save(self, optimizer: Optimizer) -> None:
+        del optimizer
+        self._machine.check_not_masked("optimizer.state_dict()")
+        self._machine.recover()
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         del optimizer
@@ -211,9 +236,10 @@ class Sparsifier:
 
     def _take(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """Takes the method's own state out of a state dict, after a check that it belongs here."""
-        saved, values = record.take(state_dict, (PRUNED, MASK))
+        saved, values = record.take(state_dict, (PRUNED, MASK), self._sparse.positions())
         if saved is not None:
             record.check(saved, self._record())
+            self._sparse.check_keys(state_dict, saved["state_keys"])
             if saved["switch_step"] is not None:
                 self._sparse.check_values(values, once=self.recipe.mask == "once")
         elif self.phase == "sparse" or any(values):
@@ -254,40 +280,3 @@ def _plan(model: nn.Module, recipe: Recipe) -> SparsityPlan:
     if recipe.pattern is None:
         return SparsityPlan(())
     return recipe.pattern if isinstance(recipe.pattern, SparsityPlan) else plan(model, recipe.pattern)
-
-
-def _check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
-    kind = type(optimizer).__name__
-    if on_nonfinite not in ("raise", "skip", "ignore"):
-        raise ValueError(f"on_nonfinite={on_nonfinite!r}: expected 'raise', 'skip' or 'ignore'")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"sparsify takes a torch.optim.Optimizer, got {kind}; pass a wrapper's inner optimizer"
-        )
-    if not isinstance(recipe, Recipe):
-        raise TypeError(
-            f"sparsify takes a recipe such as nmstep.STEP('2:4', total_steps=...), got {recipe!r}"
-        )
-    if hasattr(optimizer, _ATTACHED):
-        raise ValueError(
-            f"this {kind} has a sparsifier already ({getattr(optimizer, _ATTACHED).recipe.name}); call its "
-            f"finalize() first, or make a new optimizer"
-        )
-    if isinstance(optimizer, LBFGS):
-        raise ValueError(
-            "LBFGS evaluates its closure several times a step, between which no mask can be chosen"
-        )
-    if recipe.freeze != "none" and not isinstance(optimizer, AdamW):
-        raise ValueError(
-            f"{recipe.name} freezes the variance, which {kind} cannot: use nmstep.AdamW (with "
-            f"decoupled_weight_decay=False for Adam), or STEP(..., freeze_variance=False)"
-        )
-    if recipe.freeze != "none" and any(group["amsgrad"] for group in optimizer.param_groups):
-        raise ValueError(
-            f"{recipe.name} freezes the variance, which amsgrad=True does not allow; use amsgrad=False"
-        )
-    if recipe.switch is not None and recipe.switch.needs_variance and not has_variance(optimizer):
-        raise ValueError(
-            f"{type(recipe.switch).__name__} reads Adam's second moment, which {kind} does not keep; say when "
-            f"masks start with switch=SwitchAt(step), or use nmstep.AdamW"
-        )

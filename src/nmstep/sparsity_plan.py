@@ -126,18 +126,32 @@ class SparsityPlan:
         return sum(entry.kept for entry in self.entries) / total if total else 1.0
 
     def with_pattern(self, pattern: str | NMPattern) -> SparsityPlan:
-        """Returns the plan with this one pattern on every sparse entry; M must divide as before."""
+        """Returns the plan with this one pattern on every sparse entry; :meth:`check` says whether it fits."""
         parsed = NMPattern.parse(pattern)
         return SparsityPlan(
             tuple(e if e.pattern is None else replace(e, pattern=parsed) for e in self.entries)
         )
 
+    def check(self) -> None:
+        """Raises ValueError if a pattern does not divide the dimension that its groups run along."""
+        for entry in self.sparse:
+            assert entry.pattern is not None
+            assert entry.dim is not None
+            size = entry.shape[entry.dim]
+            if size % entry.pattern.m and not entry.pad:
+                raise ValueError(
+                    f"cannot apply {entry.pattern} to {entry.name!r} with shape {entry.shape}: dimension "
+                    f"{entry.dim} has {size} elements, not a multiple of {entry.pattern.m}; make the plan anew "
+                    f"with nmstep.plan(model, ...)"
+                )
+
     def resolve(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Returns the model's parameter for each sparse entry, by name.
 
         Raises:
-            ValueError: the model lacks a planned parameter, or its shape differs.
+            ValueError: the model lacks a planned parameter, its shape differs, or a pattern does not fit it.
         """
+        self.check()
         named = dict(unwrap(model).named_parameters())
         found: dict[str, nn.Parameter] = {}
         for entry in self.sparse:

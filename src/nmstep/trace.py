@@ -18,7 +18,7 @@ from nmstep.switching import VarianceStats
 
 __all__ = ["Trace", "TraceOptions"]
 
-_COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_mean")
+_COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_unchanged", "z_mean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class TraceOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("variance_every", 0), ("layers_every", 0), ("block", 1)):
-            if getattr(self, name) < least:
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(
                     f"TraceOptions({name}={getattr(self, name)!r}): expected an integer >= {least}"
                 )
@@ -89,9 +89,10 @@ class Trace:
 
     def flush(self) -> None:
         """Reads what is still on the device."""
-        for name, column in self._columns.items():
-            column.extend(_read([row.get(name, math.nan) for row in self._pending]))
+        read = {name: _read([row.get(name, math.nan) for row in self._pending]) for name in self._columns}
         self._pending.clear()
+        for name, numbers in read.items():
+            self._columns[name].extend(numbers)
         for step, names, values in self._pending_layers:
             for name, (flips, density, kept, pruned) in zip(names, values.tolist(), strict=True):
                 self.layers.append(
@@ -110,7 +111,8 @@ class Trace:
         """Returns the recorded steps from the ``start``-th row on, missing values as None.
 
         Keys: ``step`` (optimizer steps taken), ``phase``, ``lr``, ``loss``, ``v_norm1``, ``v_norm2``,
-        ``z`` (Z_t), ``z_geometric``, ``z_mean`` (what the switch compared), ``threshold``.
+        ``z`` (Z_t), ``z_geometric`` and ``z_unchanged`` (the coordinates that mean leaves out), ``z_mean``
+        (what the switch compared), ``threshold``. Of a frozen variance nothing is recorded.
         """
         self.flush()
         rows = []

@@ -148,10 +148,10 @@ class AdamW(torch.optim.Adam):
         """
         if not eps_root >= 0.0:
             raise ValueError(f"Invalid eps_root value: {eps_root}")
+        if any(group["amsgrad"] for group in self.param_groups):
+            raise ValueError("amsgrad=True has no single variance to freeze; use amsgrad=False")
         chosen = None if params is None else {id(p) for p in params}
         for group in self.param_groups:
-            if group["amsgrad"]:
-                raise ValueError("amsgrad=True has no single variance to freeze; use amsgrad=False")
             beta2 = float(group["betas"][1])
             for p in group["params"]:
                 state = self.state.get(p)
@@ -160,6 +160,16 @@ class AdamW(torch.optim.Adam):
                 if correct_bias:
                     state["exp_avg_sq"].div_(1 - beta2 ** float(state["step"]))
                 state[FROZEN] = eps_root
+
+    @torch.no_grad()
+    def unfreeze_variance_(self) -> None:
+        """Ends the frozen phase: Adam goes on from ``v̂ = v*``, with its own floor."""
+        for group in self.param_groups:
+            beta2 = float(group["betas"][1])
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                if state.pop(FROZEN, None) is not None:
+                    state["exp_avg_sq"].mul_(1 - beta2 ** float(state["step"]))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -241,7 +251,9 @@ def _floored_step_(
             grad = grad.add(p, alpha=group["weight_decay"])
     exp_avg.lerp_(grad, 1 - beta1)
     if frozen is not None:
-        denominator = exp_avg_sq.add(frozen).sqrt_().add_(group["eps"])
+        # In fp32 at least: fp16 cannot hold the floor before its root is taken.
+        wide = exp_avg_sq.to(torch.promote_types(exp_avg_sq.dtype, torch.float32), copy=True)
+        denominator = wide.add_(frozen).sqrt_().add_(group["eps"]).to(p.dtype)
     else:
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if group["amsgrad"]:

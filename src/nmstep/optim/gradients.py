@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["OnNonfinite", "is_idle", "nonfinite"]
+__all__ = ["OnNonfinite", "has_gradients", "is_idle", "nonfinite"]
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
+
+
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether any parameter has a gradient; without one, a step is none."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def is_idle(optimizer: Optimizer) -> bool:
@@ -50,5 +55,6 @@ def _named_gradients(optimizer: Optimizer, names: Mapping[int, str]) -> list[tup
         for i, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.numel() and p.grad.layout == torch.strided:
                 fallback = given[i] if i < len(given) else f"parameter {i} of group {g}"
-                found.append((names.get(id(p), fallback), p.grad))
+                grad = torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
+                found.append((names.get(id(p), fallback), grad))
     return found

@@ -1,14 +1,15 @@
 """The method's own state inside an optimizer's state dict.
 
 The record is JSON, carried as the bytes of a uint8 tensor in the state of the optimizer's first
-parameter. That form survives ``torch.load(weights_only=True)``, the cast of state to the parameter's
-dtype, and distributed checkpoints, which keep nothing but per-parameter tensors and numbers.
+parameter. That form survives ``torch.load(weights_only=True)`` and the cast of state to the parameter's
+dtype. (Distributed checkpoints keep nothing but per-parameter tensors and numbers, so they save it too; but
+they load into tensors that are there already, and of one size, which a fresh optimizer does not have.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,9 +54,14 @@ def insert(state_dict: dict[str, Any], record: Mapping[str, Any]) -> None:
 
 
 def take(
-    state_dict: dict[str, Any], keys: tuple[str, ...]
+    state_dict: dict[str, Any], keys: tuple[str, ...], positions: Iterable[int]
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Moves the record and ``keys`` out of a state dict, which must be a shallow copy.
+
+    Args:
+        state_dict: the optimizer's.
+        keys: the state keys to move.
+        positions: of the parameters to take them from, counted through the groups; those of others are not ours.
 
     Returns:
         The record, or None; and the values of ``keys`` for each parameter, in the optimizer's order.
@@ -63,11 +69,14 @@ def take(
     record: dict[str, Any] | None = None
     taken: list[dict[str, Any]] = []
     state = dict(state_dict["state"])
-    for index in (index for group in state_dict["param_groups"] for index in group["params"]):
+    ours = set(positions)
+    for position, index in enumerate(
+        index for group in state_dict["param_groups"] for index in group["params"]
+    ):
         entry = dict(state.get(index, {}))
         if RECORD in entry:
             record = decode(entry.pop(RECORD))
-        taken.append({key: entry.pop(key) for key in keys if key in entry})
+        taken.append({key: entry.pop(key) for key in keys if key in entry and position in ours})
         state[index] = entry
     # An entry emptied here must not look initialised, nor an untouched one appear.
     state_dict["state"] = {index: entry for index, entry in state.items() if entry}

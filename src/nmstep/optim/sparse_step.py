@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class SparseStep:
         self._versions: dict[str, int] = {}
         self._held: list[Tensor] | None = None  # pruned parts or masks, while the optimizer steps
         self._latent = False
-        self._gradients: list[tuple[Tensor, Tensor]] = []
+        self._gradients: list[tuple[Tensor, Tensor, Tensor | None]] = []  # parameter, its gradient, ours
 
     def __iter__(self) -> Iterator[tuple[PlanEntry, Tensor]]:
         for slot in self.slots:
@@ -83,22 +84,34 @@ class SparseStep:
         self.remember()
 
     @torch.no_grad()
-    def open_(self, *, refine: float) -> None:
+    def open_(self, *, refine: float, thorough: bool = False) -> None:
         """Puts the latent weights into the parameters, and what the recipe adds into their gradients.
 
         The user's gradient tensors are put aside, not written to.
+
+        Args:
+            refine: λ of SR-STE.
+            thorough: look for foreign writes in every parameter, not only where torch counted one.
+
+        Raises:
+            ValueError: a parameter changed its shape, or is no longer zero where its mask cut.
+            RuntimeError: the optimizer's state of a parameter is gone.
         """
         for entry, p in self:
-            self._check(entry, p)
-        self._latent = True
-        for p, held in self._set_aside():
-            once = held.dtype == torch.bool
-            if not once:
-                p.add_(held)
-            if p.grad is not None and once:
+            self._check(entry, p, thorough=thorough)
+        self._latent = False
+        pairs = self._set_aside()
+        # What allocates, and so may fail, comes first; only then is a weight written to.
+        for slot, (p, held) in zip(self.slots, pairs, strict=True):
+            if p.grad is not None and held.dtype == torch.bool:
                 self._replace(p, p.grad * held)
             elif p.grad is not None and refine:
-                self._replace(p, p.grad.add(held, alpha=refine))
+                ascends = self.optimizer.param_groups[slot.group].get("maximize", False)
+                self._replace(p, p.grad.add(held, alpha=-refine if ascends else refine))
+        for p, held in pairs:
+            if held.dtype != torch.bool:
+                p.add_(held)
+        self._latent = True
 
     def set_aside(self) -> None:
         """Takes the method's state out of the optimizer for a step that is not to be one."""
@@ -117,9 +130,11 @@ class SparseStep:
     def close_(self, pattern_of: PatternOf) -> None:
         """Chooses the masks of the stepped weights, splits them, and gives state and gradients back."""
         self.restore_gradients()
-        held, self._held = self._held or [], None
+        held = self._held or []
         for (entry, p), value in zip(self, held, strict=True):
             state = self.optimizer.state[p]
+            if PRUNED in state or MASK in state:
+                continue  # closed already, before something raised
             if value.dtype == torch.bool:
                 state[MASK] = value
                 p.masked_fill_(~value, 0)
@@ -127,6 +142,7 @@ class SparseStep:
                 state[PRUNED] = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad, pruned=value)
             else:
                 state[PRUNED] = value
+        self._held = None
         if self._latent:
             self.remember()
 
@@ -140,13 +156,14 @@ class SparseStep:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._gradients.append((p, p.grad))
+                    self._gradients.append((p, p.grad, None))
                     p.grad = None
 
     def restore_gradients(self) -> None:
         """Puts the user's own gradient tensors back."""
-        for p, grad in self._gradients:
-            p.grad = grad
+        for p, grad, ours in self._gradients:
+            if p.grad is ours:  # else the user has set another since, after the optimizer raised
+                p.grad = grad
         self._gradients.clear()
 
     def forget(self) -> None:
@@ -156,6 +173,28 @@ class SparseStep:
             state.pop(PRUNED, None)
             state.pop(MASK, None)
 
+    def positions(self) -> list[int]:
+        """Returns where each sparse parameter stands among all of the optimizer's, counted through its groups."""
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        return [sum(sizes[: slot.group]) + slot.index for slot in self.slots]
+
+    def check_keys(self, state_dict: dict[str, Any], keys: dict[str, list[str]]) -> None:
+        """Raises ValueError where a loaded state lacks what the optimizer itself kept when it was saved.
+
+        Args:
+            state_dict: the optimizer's.
+            keys: the optimizer's own state keys of each sparse parameter, by name.
+        """
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for slot, position in zip(self.slots, self.positions(), strict=True):
+            found = state_dict["state"].get(indices[position], {}) if position < len(indices) else {}
+            missing = set(keys.get(slot.entry.name, [])) - set(found)
+            if missing:
+                raise ValueError(
+                    f"the loaded optimizer state of {slot.entry.name!r} lacks {', '.join(sorted(missing))}, "
+                    f"which it had when it was saved; the file is incomplete"
+                )
+
     def check_values(self, values: list[dict[str, Tensor]], *, once: bool) -> None:
         """Raises ValueError unless ``values`` holds what each sparse parameter needs.
 
@@ -164,9 +203,7 @@ class SparseStep:
             once: whether the masks were chosen once.
         """
         key = MASK if once else PRUNED
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
-        for slot in self.slots:
-            position = sum(sizes[: slot.group]) + slot.index
+        for slot, position in zip(self.slots, self.positions(), strict=True):
             value = values[position].get(key) if position < len(values) else None
             if value is None or tuple(value.shape) != slot.entry.shape:
                 raise ValueError(
@@ -193,19 +230,24 @@ class SparseStep:
 
     def _replace(self, p: Tensor, grad: Tensor) -> None:
         assert p.grad is not None
-        self._gradients.append((p, p.grad))
+        self._gradients.append((p, p.grad, grad))
         p.grad = grad
 
-    def _check(self, entry: PlanEntry, p: Tensor) -> None:
+    def _check(self, entry: PlanEntry, p: Tensor, *, thorough: bool) -> None:
         if tuple(p.shape) != entry.shape:
             raise ValueError(
                 f"{entry.name!r} had shape {entry.shape} when sparsify was called and now has {tuple(p.shape)}; "
                 f"change shapes before sparsify"
             )
-        if self._versions.get(entry.name) == p._version:
+        state = self.optimizer.state.get(p, {})
+        if PRUNED not in state and MASK not in state:
+            raise RuntimeError(
+                f"the optimizer's state of {entry.name!r} no longer holds what its mask cut away: was the state "
+                f"cleared, or the parameter replaced? Load a checkpoint, or make optimizer and sparsifier anew"
+            )
+        if not thorough and self._versions.get(entry.name) == p._version:
             return
         # Somebody wrote to p: a loaded checkpoint is fine, dense weights over a split would be added twice.
-        state = self.optimizer.state[p]
         cut = state[PRUNED] != 0 if PRUNED in state else ~state[MASK]
         if bool((cut & (p != 0)).any()):
             raise ValueError(

@@ -70,7 +70,7 @@ class Recipe:
                 raise ValueError(
                     f"{self.name}({name}={value!r}): expected one of {', '.join(map(repr, allowed))}"
                 )
-        if self.total_steps is not None and (not isinstance(self.total_steps, int) or self.total_steps < 1):
+        if self.total_steps is not None and (type(self.total_steps) is not int or self.total_steps < 1):
             raise ValueError(f"{self.name}(total_steps={self.total_steps!r}): expected an integer >= 1")
         if self.switch is not None:
             self.switch.check(self.total_steps)
@@ -84,8 +84,11 @@ class Recipe:
         """Returns what must agree between a saved state and the recipe that continues it."""
         return {
             "name": self.name,
-            "switch": None if self.switch is None else type(self.switch).__name__,
+            "switch": repr(self.switch),
             "schedule": repr(self.schedule),
             "mask": self.mask,
+            "refine": self.refine,
             "freeze": self.freeze,
+            "correct_bias": self.correct_bias,
+            "eps_root": self.eps_root,
         }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nmstep.switching.switch import Detector, Memoryless, VarianceStats, window_of
+from nmstep.switching.switch import BaseDetector, Detector, VarianceStats, check_window, window_of
 
 __all__ = ["AutoSwitch"]
 
@@ -52,8 +52,7 @@ class AutoSwitch:
             raise ValueError(f"AutoSwitch(mean={self.mean!r}): expected 'arithmetic' or 'geometric'")
         if not self.threshold > 0:
             raise ValueError(f"AutoSwitch(threshold={self.threshold!r}): expected a positive number")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"AutoSwitch(window={self.window!r}): expected at least 1 step, or None")
+        check_window(self)
         if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] <= 1:
             raise ValueError(
                 f"AutoSwitch(clip={self.clip!r}): expected two rising shares of total_steps between 0 and 1"
@@ -73,14 +72,14 @@ class AutoSwitch:
         return _Settled(self, self.window or window_of(beta2), total_steps)
 
 
-class _Settled(Memoryless):
+class _Settled(BaseDetector):
     def __init__(self, config: AutoSwitch, window: int, total_steps: int | None) -> None:
         self.config = config
         self.threshold = config.threshold
         self.samples: deque[float] = deque(maxlen=window)
         self.t_min, self.t_max = 0.0, math.inf
         if config.clip is not None and total_steps is not None:
-            self.t_min, self.t_max = (share * total_steps for share in config.clip)
+            self.t_min, self.t_max = (round(share * total_steps, 9) for share in config.clip)
 
     def observe(self, stats: VarianceStats) -> str | None:
         sample = stats.change if self.config.mean == "arithmetic" else stats.change_geometric

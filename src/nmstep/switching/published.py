@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmstep.switching.switch import Detector, Memoryless, VarianceStats, window_of
+from nmstep.switching.switch import BaseDetector, Detector, VarianceStats, check_window, window_of
 
 __all__ = ["NormRatio", "RelativeNorm"]
 
@@ -45,7 +45,7 @@ class RelativeNorm:
         return _RelativeChange(self.bound)
 
 
-class _RelativeChange(Memoryless):
+class _RelativeChange(BaseDetector):
     def __init__(self, bound: float) -> None:
         self.threshold, self.previous = bound, 0.0
 
@@ -55,10 +55,10 @@ class _RelativeChange(Memoryless):
         return "relative_norm" if change < (self.threshold or 0.0) else None
 
     def state(self) -> dict[str, Any]:
-        return {"previous": self.previous}
+        return {"previous": self.previous, "window_mean": self.window_mean}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.previous = float(state["previous"])
+        self.previous, self.window_mean = float(state["previous"]), state["window_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,7 @@ class NormRatio:
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"NormRatio(bound={self.bound!r}): expected a positive number")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"NormRatio(window={self.window!r}): expected at least 1 step, or None")
+        check_window(self)
 
     def check(self, total_steps: int | None) -> None:
         """Accepts any number of steps."""
@@ -95,7 +94,7 @@ class NormRatio:
         return _Ratio(self.bound, self.window or window_of(beta2))
 
 
-class _Ratio(Memoryless):
+class _Ratio(BaseDetector):
     def __init__(self, bound: float, window: int) -> None:
         self.threshold = bound
         self.norms: deque[float] = deque(maxlen=window)
@@ -108,7 +107,8 @@ class _Ratio(Memoryless):
         return "norm_ratio" if fired else None
 
     def state(self) -> dict[str, Any]:
-        return {"norms": list(self.norms)}
+        return {"norms": list(self.norms), "window_mean": self.window_mean}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.norms = deque(state["norms"], maxlen=self.norms.maxlen)
+        self.window_mean = state["window_mean"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Detector", "Memoryless", "Switch", "SwitchAt", "VarianceStats", "window_of"]
+__all__ = ["BaseDetector", "Detector", "Switch", "SwitchAt", "VarianceStats", "check_window", "window_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,16 @@ def window_of(beta2: float) -> int:
     return max(1, math.floor(1.0 / (1.0 - beta2) + 1e-6))
 
 
-class Memoryless:
-    """A detector that remembers nothing; the others extend it."""
+def check_window(switch: Any) -> None:
+    """Raises ValueError unless ``switch.window`` is None or a number of steps."""
+    if switch.window is not None and (type(switch.window) is not int or switch.window < 1):
+        raise ValueError(
+            f"{type(switch).__name__}(window={switch.window!r}): expected at least 1 step, as an integer, or None"
+        )
+
+
+class BaseDetector:
+    """A detector that remembers nothing; those that do extend it."""
 
     threshold: float | None = None
     window_mean: float | None = None
@@ -113,7 +121,7 @@ class SwitchAt:
         return _AtStep(self.step)
 
 
-class _AtStep(Memoryless):
+class _AtStep(BaseDetector):
     def __init__(self, step: int) -> None:
         self.step = step
 

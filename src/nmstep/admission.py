@@ -1,0 +1,56 @@
+"""Whether a recipe can work with an optimizer: everything that can be refused before the first step."""
+
+from __future__ import annotations
+
+from torch.optim import LBFGS, Optimizer
+
+from nmstep.optim.adamw import AdamW
+from nmstep.optim.variance import has_variance
+from nmstep.recipes.recipe import Recipe
+
+__all__ = ["ATTACHED", "check_arguments"]
+
+ATTACHED = "_nmstep_sparsifier"  # the attribute by which an optimizer knows its sparsifier
+
+
+def check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
+    """Checks the arguments of :func:`nmstep.sparsify` against each other.
+
+    Raises:
+        TypeError: an argument is of another kind altogether.
+        ValueError: the optimizer is taken already, or the recipe asks for what it does not have.
+    """
+    kind = type(optimizer).__name__
+    if on_nonfinite not in ("raise", "skip", "ignore"):
+        raise ValueError(f"on_nonfinite={on_nonfinite!r}: expected 'raise', 'skip' or 'ignore'")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"sparsify takes a torch.optim.Optimizer, got {kind}; pass a wrapper's inner optimizer"
+        )
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"sparsify takes a recipe such as nmstep.STEP('2:4', total_steps=...), got {recipe!r}"
+        )
+    if hasattr(optimizer, ATTACHED):
+        raise ValueError(
+            f"this {kind} has a sparsifier already ({getattr(optimizer, ATTACHED).recipe.name}); call its "
+            f"finalize() first, or make a new optimizer"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "LBFGS evaluates its closure several times a step, between which no mask can be chosen"
+        )
+    if recipe.freeze != "none" and not isinstance(optimizer, AdamW):
+        raise ValueError(
+            f"{recipe.name} freezes the variance, which {kind} cannot: use nmstep.AdamW (with "
+            f"decoupled_weight_decay=False for Adam), or STEP(..., freeze_variance=False)"
+        )
+    if recipe.freeze != "none" and any(group["amsgrad"] for group in optimizer.param_groups):
+        raise ValueError(
+            f"{recipe.name} freezes the variance, which amsgrad=True does not allow; use amsgrad=False"
+        )
+    if recipe.switch is not None and recipe.switch.needs_variance and not has_variance(optimizer):
+        raise ValueError(
+            f"{type(recipe.switch).__name__} reads Adam's second moment, which {kind} does not keep; say when "
+            f"masks start with switch=SwitchAt(step), or use nmstep.AdamW"
+        )
