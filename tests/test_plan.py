@@ -177,3 +177,17 @@ def test_density_counts_dense_parameters_too() -> None:
     plan = nmstep.plan(nn.Sequential(nn.Linear(8, 4)), "2:4")
     assert plan.density == pytest.approx((16 + 4) / (32 + 4))
     assert "1 of 2 parameters sparse; 20 of 36 weights kept (55.6%)" in str(plan)
+
+
+def test_a_grouped_transposed_convolution_has_no_dimension_of_its_own() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, groups=2), nn.Linear(8, 8))
+    with pytest.warns(UserWarning, match="'0.weight': no reduction dimension known"):
+        plan = nmstep.plan(model, "2:4")
+    assert [e.name for e in plan.sparse] == ["1.weight"]
+
+
+def test_a_plan_whose_pattern_does_not_fit_is_refused_before_the_first_step() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    plan = nmstep.plan(model, "2:4").with_pattern("1:16")
+    with pytest.raises(ValueError, match=r"cannot apply 1:16 to '0.weight' with shape \(8, 8\)"):
+        nmstep.sparsify(model, nmstep.AdamW(model.parameters()), nmstep.ASP(plan, start=5))

@@ -13,6 +13,7 @@ from torch import nn
 
 import nmstep
 from nmstep import STEP, AdamW, AutoSwitch, Recipe, SwitchAt, sparsify
+from nmstep.optim import record
 from tiny import net, steps
 
 TOTAL = 30
@@ -230,4 +231,42 @@ def test_an_incomplete_or_damaged_state() -> None:
     state = saved_state(nmstep.STE("2:4"))
     state["state"][0]["nmstep"][:9] = 0
     with pytest.raises(ValueError, match="'nmstep' entry is damaged"):
+        opt.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "says"),
+    [
+        (nmstep.SRSTE("2:4"), nmstep.SRSTE("2:4", refine=0.5), "refine 0.0002 there, 0.5 here"),
+        (
+            STEP("2:4", switch=SwitchAt(20)),
+            STEP("2:4", switch=SwitchAt(5)),
+            r"switch 'SwitchAt\(step=20\)' there, 'SwitchAt\(step=5\)' here",
+        ),
+        (
+            STEP("2:4", switch=SwitchAt(2)),
+            STEP("2:4", switch=SwitchAt(2), eps_root=1e-2),
+            "eps_root 1e-08 there, 0.01 here",
+        ),
+    ],
+)
+def test_a_state_of_the_same_recipe_with_other_numbers(saved: Recipe, here: Recipe, says: str) -> None:
+    _, opt, _ = make(AdamW, here)
+    with pytest.raises(ValueError, match=says):
+        opt.load_state_dict(saved_state(saved))
+
+
+def test_a_state_that_lost_the_optimizers_own_part() -> None:
+    state = saved_state(nmstep.STE("2:4"))
+    del state["state"][1]["exp_avg_sq"]
+    _, opt, _ = make(AdamW, nmstep.STE("2:4"))
+    with pytest.raises(ValueError, match=r"of '2\.weight' lacks exp_avg_sq, which it had when it was saved"):
+        opt.load_state_dict(state)
+
+
+def test_a_record_of_another_version() -> None:
+    state = saved_state(nmstep.STE("2:4"))
+    state["state"][0]["nmstep"] = record.encode({"version": 99})
+    _, opt, _ = make(AdamW, nmstep.STE("2:4"))
+    with pytest.raises(ValueError, match="record version 99, expected 1"):
         opt.load_state_dict(state)
