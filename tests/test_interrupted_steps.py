@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import nmstep
 from nmstep import STEP, AdamW, SwitchAt, sparsify
+from nmstep.optim import sparse_step
 from tiny import backward, net, steps
 
 
@@ -89,12 +90,9 @@ def test_running_out_of_memory_loses_no_pruned_weight(where: str, monkeypatch: p
     latent = [p.detach() + opt.state[p]["pruned"] for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    name = {
-        "open": "nmstep.optim.sparse_step.SparseStep._replace",
-        "close": "nmstep.optim.sparse_step.split_",
-    }[where]
-    module, _, attribute = name.rpartition(".")
-    real = {"open": nmstep.optim.sparse_step.SparseStep._replace, "close": nmstep.masks.split_}[where]
+    owner: Any = sparse_step.SparseStep if where == "open" else sparse_step
+    attribute = {"open": "_replace", "close": "split_"}[where]
+    real = getattr(owner, attribute)
     calls = []
 
     def fails_the_second_time(*args: Any, **kwargs: Any) -> Any:
