@@ -53,8 +53,7 @@ _PLOTS = (
     _Plot(
         "variance.png",
         "Adam's second moment",
-        "The norm of v, geometric mean over seeds. Where STEP freezes it, v is bias-corrected first, which is the "
-        "jump of its line; after that the line is level.",
+        "The norm of v, geometric mean over seeds. STEP's line ends where the variance is frozen.",
         plots.plot_variance_norm,
     ),
     _Plot(
