@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Before anything makes a console: what is printed must not depend on the terminal that runs the tests.
+os.environ["TERM"] = "dumb"
+os.environ["COLUMNS"] = "80"
 
 
 @pytest.fixture(autouse=True)

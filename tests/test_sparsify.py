@@ -453,3 +453,17 @@ def test_scaled_gradients_are_refused_and_found_inf_is_no_step() -> None:
 def test_trace_options_are_checked(option: str) -> None:
     with pytest.raises(ValueError, match=option):
         TraceOptions(**{option: -1})
+
+
+def test_a_switch_of_another_type_is_explained() -> None:
+    with pytest.raises(TypeError, match=r"STEP\(switch='auto'\): expected a switch such as AutoSwitch"):
+        STEP(PATTERN, 100, switch="auto")  # type: ignore[arg-type]
+
+
+def test_a_sparsifier_prints_where_it_stands() -> None:
+    model = net()
+    opt = AdamW(model.parameters())
+    sparsifier = sparsify(model, opt, nmstep.ASP(PATTERN, start=2))
+    assert "ASP, step 0, phase dense" in repr(sparsifier)
+    steps(model, opt, 2)
+    assert "phase sparse, masks from step 2 (scheduled)" in repr(sparsifier)

@@ -34,7 +34,8 @@ def test_candidates_are_told_by_name_and_shape() -> None:
         "fc.bias": "fewer than two dimensions",
         "attention.in_proj_weight": "along dimension 1",
         "rotary.table": "not named as a weight",
-        "transposed.weight": "along dimension 0",
+        "transposed.weight": "along dimension 0 (right for a transformers Conv1D only; "
+        "the layer's kind is not known here)",
     }
 
 

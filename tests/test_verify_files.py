@@ -333,3 +333,16 @@ def test_tensors_are_read_one_at_a_time_and_only_when_checked(
     )
     assert verify(write_safetensors(tmp_path, state_of())).ok
     assert read == ["0.weight", "2.weight"]
+
+
+def test_a_checkpoint_of_a_run_says_what_it_promises(tmp_path):
+    weight = torch.tensor([[1.0, 0.0, 2.0, 0.0]])
+    module = torch.nn.Linear(4, 1, bias=False)
+    module.weight.data = weight
+    plan = nmstep.plan(module, "2:4")
+    path = tmp_path / "checkpoint-3.pt"
+    torch.save({"training": {"model": module.state_dict(), "nm_sparsity": json.dumps(plan.to_dict())}}, path)
+    assert nmstep.verify(path).ok
+    module.weight.data[0, 1] = 1.0
+    torch.save({"training": {"model": module.state_dict(), "nm_sparsity": json.dumps(plan.to_dict())}}, path)
+    assert not nmstep.verify(path).ok

@@ -18,7 +18,8 @@ from nmstep.optim import record
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
-from nmstep.plan import SparsityPlan, plan
+from nmstep.patterns import NMPattern
+from nmstep.plan import PlanEntry, SparsityPlan, plan
 from nmstep.recipes.recipe import Recipe
 from nmstep.trace import Trace, TraceOptions
 
@@ -141,6 +142,16 @@ class Sparsifier:
     def window_mean(self) -> float | None:
         """What the switch compared with its threshold last, or None."""
         return self._machine.window_mean
+
+    def pattern_of(self, entry: PlanEntry) -> NMPattern:
+        """Returns the pattern in force for a sparse entry of the plan: a schedule may not be at its last yet."""
+        return self._machine.pattern_of(entry)
+
+    def __repr__(self) -> str:
+        switched = (
+            "" if self.switch_step is None else f", masks from step {self.switch_step} ({self.switch_reason})"
+        )
+        return f"Sparsifier({self.recipe.name}, step {self.step}, phase {self.phase}{switched})"
 
     def log_loss(self, loss: Tensor | float) -> None:
         """Notes the loss of the coming step for the trace; a tensor is not read until the next flush.

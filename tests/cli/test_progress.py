@@ -8,7 +8,7 @@ from nmstep.experiments import Outcome, Status
 
 def bar_text(monkeypatch, width, use):
     """Returns what a terminal of this width shows last."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, _environ={})
     monkeypatch.setattr(progress, "errors", console)
     use()
     return console.file.getvalue().replace("\r", "\n")

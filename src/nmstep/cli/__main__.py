@@ -2,7 +2,7 @@
 
 import sys
 
-from nmstep.cli.main import main
+from nmstep.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -95,6 +95,10 @@ def _from_file(name: str, arguments: list[str]) -> Any:
         if file is None and out is not None and "--resume" in arguments:
             saved = Path(out) / "config.json"
             file = str(saved) if saved.exists() else None
+            if (
+                file is None and len(arguments) <= 3
+            ):  # nothing but --out and --resume: there is no run to start
+                raise FileNotFoundError(f"no run to resume in {out!r}: it holds no config.json")
         if file is not None:
             run = commands.RunFlags(**commands.values_of(RunConfig.load(file)))
             return commands.Train(run=run)

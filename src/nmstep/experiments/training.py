@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -184,13 +186,24 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the rest of the run depends on; :meth:`new_records` must have been called."""
+        sparse = self.is_sparse_recipe and self.sparsifier.phase == "sparse"
         return {
+            **({"nm_sparsity": json.dumps(self._plan_in_force().to_dict())} if sparse else {}),
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "train_seconds": self.train_seconds,
         }
+
+    def _plan_in_force(self) -> SparsityPlan:
+        """Returns the plan with the patterns that the weights have now, on the way of a schedule too."""
+        entries = self.sparsifier.plan.entries
+        return SparsityPlan(
+            tuple(
+                e if e.pattern is None else replace(e, pattern=self.sparsifier.pattern_of(e)) for e in entries
+            )
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` returned."""

@@ -72,6 +72,11 @@ class Recipe:
                 )
         if self.total_steps is not None and (type(self.total_steps) is not int or self.total_steps < 1):
             raise ValueError(f"{self.name}(total_steps={self.total_steps!r}): expected an integer >= 1")
+        if self.switch is not None and not hasattr(self.switch, "detector"):
+            raise TypeError(
+                f"{self.name}(switch={self.switch!r}): expected a switch such as AutoSwitch(), NormRatio() or "
+                f"SwitchAt(1000)"
+            )
         if self.switch is not None:
             self.switch.check(self.total_steps)
             if self.freeze != "none" and isinstance(self.switch, SwitchAt) and self.switch.step == 0:

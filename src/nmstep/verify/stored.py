@@ -26,7 +26,7 @@ __all__ = [
 
 #: Where checkpoints say what they are: a key of safetensors metadata, of config.json, of a pickled dict.
 NM_SPARSITY = "nm_sparsity"
-_NESTED = ("model", "state_dict", "model_state_dict")
+_NESTED = ("model", "state_dict", "model_state_dict", "training")
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def from_mapping(values: Mapping[Any, Any], label: str) -> Stored:
     """Returns the tensors of a state dict, or of a checkpoint dict that holds one.
 
     Args:
-        values: tensors by name; or a dict with a state dict under ``"model"``, ``"state_dict"`` or
-            ``"model_state_dict"`` and possibly a plan under ``"nm_sparsity"``.
+        values: tensors by name; or a dict with a state dict under ``"model"``, ``"state_dict"``,
+            ``"model_state_dict"`` or (nmstep's own checkpoints) ``"training"``, and possibly a plan under
+            ``"nm_sparsity"``.
         label: what messages call it.
 
     Raises:

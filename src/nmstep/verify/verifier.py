@@ -71,6 +71,8 @@ def verify(
         >>> report.ok, report.tensors[0].share, str(report.tensors[0].first)
         (False, 0.5, '[1, 0:4] = (0, 1, 2, 3) with 3 non-zeros')
     """
+    if isinstance(pattern, SparsityPlan):
+        raise TypeError("verify takes a plan by its name: verify(target, plan=plan)")
     stored = _open(target)
     asked = None if pattern is None else NMPattern.parse(pattern)
     selection = _Selection(
@@ -238,6 +240,11 @@ def _why_no_candidate(name: str, tensor: StoredTensor, embeddings: set[object]) 
     return "tied to an embedding" if tensor.storage in embeddings else None
 
 
+def _along(dim: int, tensor: StoredTensor) -> str:
+    unknown = " (right for a transformers Conv1D only; the layer's kind is not known here)"
+    return f"along dimension {dim}{unknown if dim == 0 and len(tensor.shape) == 2 else ''}"
+
+
 def _check_candidate(name: str, tensor: StoredTensor, pattern: NMPattern) -> TensorReport:
     """Returns the report along the dimension that complies best; the first of equals."""
     dims = (1, 0) if len(tensor.shape) == 2 else (1,)
@@ -248,7 +255,7 @@ def _check_candidate(name: str, tensor: StoredTensor, pattern: NMPattern) -> Ten
         if indivisible(tensor.shape, dim, pattern) is not None:
             continue
         count = count_groups(values, pattern, dim)
-        report = TensorReport.counted(name, tensor.shape, pattern, dim, count, f"along dimension {dim}")
+        report = TensorReport.counted(name, tensor.shape, pattern, dim, count, _along(dim, tensor))
         if not report.failed:
             return report
         if best is None or report.share > best.share:
