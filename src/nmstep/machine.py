@@ -149,7 +149,6 @@ class StateMachine:
         row: dict[str, float | Tensor] = {"step": self.step, "sparse": sparse, "loss": self.loss}
         lr = optimizer.param_groups[0]["lr"]
         row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
-        self._sparse.restore_gradients()
         if sparse:
             self._sparse.close_(self.pattern_of)
             if sampled:
