@@ -11,11 +11,13 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+import torch
+
 from nmstep.experiments import schema
 from nmstep.experiments.options import RECIPES, RecipeName, RecipeOptions
 from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
-from nmstep.tasks import TaskDefaults
+from nmstep.tasks import Schedule, TaskDefaults
 
 __all__ = ["RunConfig", "TrainingConfig"]
 
@@ -27,17 +29,24 @@ class TrainingConfig:
     """What all runs of a comparison share.
 
     Args:
-        task: name of the workload: digits, text, cifar10 or cifar100.
+        task: name of the workload, such as digits; an unknown one is answered with all there are.
         data: folder or hub name of the data; none for what the package ships.
         task_options: the task's own options, such as the kind of model.
         steps: optimizer steps; none for the task's default.
         batch_size: examples a step; none for the task's default.
         lr: peak learning rate of AdamW; none for the task's default.
-        weight_decay: decoupled weight decay; none for the task's default.
+        weight_decay: weight decay, decoupled in AdamW; none for the task's default.
+        optimizer: adamw, or sgd with momentum, with which no variance can be frozen.
+        momentum: of sgd.
         betas: decay rates of Adam's two moments.
         eps: floor outside the root of Adam's denominator.
-        schedule: learning rate after the warm-up: constant, or a half cosine to zero.
-        warmup: optimizer steps over which the learning rate rises to its peak.
+        schedule: learning rate after the warm-up: constant, a half cosine or a line to zero, or falling with
+            the inverse root of the step; none for the task's default.
+        warmup: optimizer steps over which the learning rate rises to its peak; none for the task's default.
+        clip_norm: largest norm of all gradients together; none to leave them as they are.
+        init: weights to start from: a run folder or a safetensors file; none for the task's own.
+        device: cpu, cuda, or another that torch knows; none for a GPU where there is one.
+        precision: fp32, or bf16 for forward passes under autocast; weights and optimizer stay fp32.
         eval_every: optimizer steps between evaluations; none for a twentieth of the run.
         checkpoint_every: optimizer steps between checkpoints; 0 for one at the end only; none for a tenth
             of the run.
@@ -59,10 +68,16 @@ class TrainingConfig:
     batch_size: int | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
+    schedule: Schedule | None = None
+    warmup: int | None = None
+    clip_norm: float | None = None
+    init: str | None = None
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: int | None = None
     checkpoint_every: int | None = None
     on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
@@ -87,10 +102,27 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{name}={value!r}: expected at least {least}")
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"lr={self.lr!r}: expected a number above 0")
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}: expected a number above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"momentum={self.momentum!r}: expected a number from 0 up to, but not including, 1"
+            )
+        self._check_device()
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas!r}: expected two numbers from 0 up to, but not including, 1")
+
+    def _check_device(self) -> None:
+        try:
+            device = torch.device(self.device or "cpu")
+        except RuntimeError:
+            raise ValueError(
+                f"device={self.device!r}: expected a device of torch, as cpu or cuda:1"
+            ) from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}: torch {torch.__version__} finds no GPU here; use cpu")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as JSON values."""
@@ -181,14 +213,19 @@ class RunConfig(TrainingConfig):
                 raise ValueError("include and exclude say where a pattern applies, but no pattern is given")
 
     def resolve(self, defaults: TaskDefaults) -> RunConfig:
-        """Returns this configuration with the task's defaults, and shares of the run's length, filled in.
+        """Returns this configuration with all that depends on task and machine filled in.
 
         Args:
             defaults: of the task that it names.
         """
         steps = self.steps or defaults.steps
+        by_pattern = self.pattern is not None and not self.include
         return replace(
             self,
+            include=defaults.include if by_pattern else self.include,
+            schedule=self.schedule or defaults.schedule,
+            warmup=defaults.warmup if self.warmup is None else self.warmup,
+            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             steps=steps,
             batch_size=self.batch_size or defaults.batch_size,
             lr=defaults.lr if self.lr is None else self.lr,

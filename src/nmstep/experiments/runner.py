@@ -22,6 +22,7 @@ from nmstep.experiments.environment import environment
 from nmstep.experiments.files import read_json, remove_leftovers, write_json
 from nmstep.experiments.metrics import MetricsLog, read_metrics
 from nmstep.experiments.progress import Progress, Silent, Status
+from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
 from nmstep.experiments.training import Training, load_task
 from nmstep.experiments.weights import save_weights
 
@@ -71,6 +72,7 @@ def run(
         return read_json(folder / "result.json")
     folder.mkdir(parents=True, exist_ok=True)
     with _surroundings(config, folder):
+        reset_peak_memory(config.device)
         training = Training(config, task)
         return _Run(training, folder, progress or Silent()).go()
 
@@ -85,7 +87,8 @@ def check_folder(config: RunConfig, folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    saved, own = read_json(path), config.to_dict()
+    saved = RunConfig.from_dict(read_json(path), source=str(path)).to_dict()
+    own = config.to_dict()
     differing = [
         f"{key} is {saved.get(key)!r} there, {own.get(key)!r} here"
         for key in sorted({*saved, *own} - set(_MAY_DIFFER))
@@ -102,13 +105,18 @@ def check_folder(config: RunConfig, folder: Path) -> None:
 def _surroundings(config: RunConfig, folder: Path) -> Iterator[None]:
     """Gives the run its threads and random numbers, the caller its own back, and others no way in."""
     threads = torch.get_num_threads()
-    with _only_one(folder), torch.random.fork_rng(devices=[]):
+    with _only_one(folder), torch.random.fork_rng(devices=_gpus(config)):
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _gpus(config: RunConfig) -> list[torch.device]:
+    device = torch.device(config.device or "cpu")
+    return [device] if device.type == "cuda" else []
 
 
 @contextmanager
@@ -138,7 +146,8 @@ class _Run:
         assert self.config.steps is not None
         self.total = self.config.steps
         self._started = time.perf_counter()
-        self._earlier_seconds = 0.0
+        self._cpu_started = time.process_time()
+        self._earlier_seconds = self._earlier_cpu_seconds = 0.0
         self._updated = -1.0
 
     def go(self) -> dict[str, Any]:
@@ -147,7 +156,7 @@ class _Run:
         state = checkpoint.load_latest(self.folder)
         if state is not None:
             self.training.load_state_dict(state["training"])
-            self._earlier_seconds = state["seconds"]
+            self._earlier_seconds, self._earlier_cpu_seconds = state["seconds"], state["cpu_seconds"]
         self._write_head()
         self.metrics = MetricsLog(
             self.folder / "metrics.jsonl", size=0 if state is None else state["metrics_bytes"]
@@ -222,11 +231,15 @@ class _Run:
             "training": self.training.state_dict(),
             "metrics_bytes": self.metrics.size,
             "seconds": self._seconds(),
+            "cpu_seconds": self._cpu_seconds(),
         }
         checkpoint.save(self.folder, state, step=self.training.step)
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._started
+
+    def _cpu_seconds(self) -> float:
+        return self._earlier_cpu_seconds + time.process_time() - self._cpu_started
 
     def _finish(self) -> dict[str, Any]:
         """Makes the model plain and N:M, scores, saves and verifies it, and writes the result last."""
@@ -234,7 +247,7 @@ class _Run:
         sparsifier = training.sparsifier
         phase = sparsifier.phase
         sparsifier.finalize()
-        scores = training.task.evaluate(training.model)
+        scores = training.score()
         self._write_scores("sparse" if training.is_sparse_recipe else "dense", scores, None)
         self.progress.evaluated(training.step, scores, None)
         sparse_plan = training.plan if training.is_sparse_recipe else None
@@ -253,6 +266,8 @@ class _Run:
             "verified": None if sparse_plan is None else _verify(path),
             "density": _density(training.model),
             "seconds": self._seconds(),
+            "cpu_seconds": self._cpu_seconds(),
+            "peak_memory_mb": peak_memory_mb(training.device),
             "step_ms": 1000 * training.train_seconds / training.step,
         }
         write_json(self.folder / "result.json", result)

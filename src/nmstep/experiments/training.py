@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import nmstep
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.options import build_recipe
+from nmstep.experiments.weights import load_weights
 from nmstep.plan import SparsityPlan
 from nmstep.recipes import Recipe
 from nmstep.tasks import Task, load
@@ -85,12 +87,28 @@ def learning_rate(config: RunConfig, step: int) -> float:
     """
     assert config.lr is not None
     assert config.steps is not None
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    warmup = config.warmup or 0
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, config.steps - warmup)
+    match config.schedule:
+        case "cosine":
+            return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+        case "linear":
+            return config.lr * (1 - share)
+        case "inverse-sqrt":
+            return config.lr * math.sqrt(max(1, warmup) / (step + 1))
+        case _:
+            return config.lr
+
+
+def _optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    assert config.lr is not None
+    assert config.weight_decay is not None
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.named_parameters(), momentum=config.momentum, **common)
+    return nmstep.AdamW(model.named_parameters(), betas=config.betas, eps=config.eps, **common)
 
 
 class Training:
@@ -112,16 +130,12 @@ class Training:
         self.config = config
         self.task = task
         self.model = task.model()
+        if config.init is not None:
+            load_weights(self.model, Path(config.init))
+        self.device = torch.device(config.device or "cpu")
+        self.model.to(self.device)
         self.plan = make_plan(config, self.model)
-        assert config.lr is not None
-        assert config.weight_decay is not None
-        self.optimizer = nmstep.AdamW(
-            self.model.named_parameters(),
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = _optimizer(config, self.model)
         self.sparsifier = nmstep.sparsify(
             self.model,
             self.optimizer,
@@ -146,8 +160,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         batch = self.task.batch(self.step, seed=self.config.seed, batch_size=self.config.batch_size)
-        loss = self.task.loss(self.model, batch)
+        with self._precision():
+            loss = self.task.loss(self.model, batch)
         loss.backward()
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.sparsifier.log_loss(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -157,11 +174,19 @@ class Training:
 
     def evaluate(self) -> tuple[dict[str, float], dict[str, float] | None]:
         """Returns the held-out scores, and in a sparse recipe's dense phase those under masks."""
-        scores = self.task.evaluate(self.model)
+        scores = self.score()
         if not self.is_sparse_recipe or self.sparsifier.phase == "sparse":
             return scores, None
         with self.sparsifier.masked():
-            return scores, self.task.evaluate(self.model)
+            return scores, self.score()
+
+    def score(self) -> dict[str, float]:
+        """Returns the held-out scores of the model as it is."""
+        with self._precision():
+            return self.task.evaluate(self.model)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def new_records(self) -> list[dict[str, Any]]:
         """Returns what was recorded since the last call: steps, switch and layers, in step order.
@@ -193,6 +218,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            **({"cuda_rng": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}),
             "train_seconds": self.train_seconds,
         }
 
@@ -210,6 +236,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self._switch_told = self.sparsifier.switch_step is not None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nmstep.experiments.files import write_atomically
 from nmstep.plan import SparsityPlan
 
-__all__ = ["save_weights"]
+__all__ = ["load_weights", "save_weights"]
 
 
 def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> None:
@@ -43,6 +43,46 @@ def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> 
     if plan is not None:
         metadata["nm_sparsity"] = json.dumps(plan.to_dict())
     write_atomically(path, _reproducible(save(tensors, metadata)))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Gives a model the weights of a run, or of any safetensors file with the same names and shapes.
+
+    Args:
+        model: on the CPU; changed in place.
+        path: a run folder, or a file that ends in ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the run is not finished.
+        ValueError: it is damaged, or is of another model; nothing was changed then.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"there are no weights to start from at {str(file)!r}: give a finished run")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            aliases = stored.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{str(file)!r} is no safetensors file: {error}") from error
+    own = model.state_dict()
+    tensors |= {name: tensors[first] for name, first in aliases.items() if name in own and first in tensors}
+    differing = [f"{name} is missing" for name in own if name not in tensors]
+    differing += [f"{name} is not in the model" for name in tensors if name not in own]
+    differing += [
+        f"{name} has shape {tuple(tensors[name].shape)} there, {tuple(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more differences" if len(differing) > 3 else ""
+        raise ValueError(
+            f"the weights in {str(file)!r} are of another model: {'; '.join(differing[:3])}{more}. Check the "
+            f"task's options: they must be those of the run that wrote them"
+        )
+    model.load_state_dict(tensors)
 
 
 def _reproducible(data: bytes) -> bytes:

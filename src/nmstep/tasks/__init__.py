@@ -5,6 +5,6 @@
 """
 
 from nmstep.tasks.registry import available, load, options
-from nmstep.tasks.task import Batch, Task, TaskDefaults
+from nmstep.tasks.task import Batch, Schedule, Task, TaskDefaults
 
-__all__ = ["Batch", "Task", "TaskDefaults", "available", "load", "options"]
+__all__ = ["Batch", "Schedule", "Task", "TaskDefaults", "available", "load", "options"]

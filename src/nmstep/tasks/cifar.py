@@ -13,7 +13,7 @@ from nmstep.tasks.images import ImageSet, balanced_subset, crop_and_flip, normal
 from nmstep.tasks.models.densenet import densenet121
 from nmstep.tasks.models.resnet import ResNet18, ResNet20
 from nmstep.tasks.order import EpochOrder
-from nmstep.tasks.task import Batch, Metric, Task, TaskDefaults
+from nmstep.tasks.task import Batch, Task, TaskDefaults
 
 ModelName = Literal["resnet20", "resnet18", "densenet121"]
 _MODELS: dict[str, Callable[[int], nn.Module]] = {
@@ -24,7 +24,7 @@ _MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class _Cifar(Task):
-    metric: ClassVar[Metric] = "accuracy"
+    metric = "accuracy"
     source: ClassVar[CifarSource]
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]

@@ -14,7 +14,7 @@ from nmstep.tasks.task import device_of
 def classification_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean cross-entropy in nats of (batch, classes) logits, on the model's device."""
     device = device_of(model)
-    return F.cross_entropy(model(inputs.to(device)), targets.to(device))
+    return F.cross_entropy(model(inputs.to(device)).float(), targets.to(device))
 
 
 def classification_scores(

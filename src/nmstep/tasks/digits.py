@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 from importlib import resources
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from nmstep.tasks.classification import classification_loss, classification_scores
 from nmstep.tasks.models.digits_cnn import DigitsCNN
 from nmstep.tasks.order import EpochOrder
-from nmstep.tasks.task import Batch, Metric, Task, TaskDefaults
+from nmstep.tasks.task import Batch, Task, TaskDefaults
 
 _COUNT, _PIXELS = 1797, 64
 
@@ -30,7 +29,7 @@ class Digits(Task):
     augmentation. Accuracy is in percent of the 596; loss is their mean cross-entropy.
     """
 
-    metric: ClassVar[Metric] = "accuracy"
+    metric = "accuracy"
 
     def __init__(self) -> None:
         self.name = "digits"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Metric = Literal["accuracy", "perplexity"]
+Schedule = Literal["constant", "cosine", "linear", "inverse-sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,10 @@ class TaskDefaults:
         batch_size: examples a step, at least 1.
         lr: learning rate of Adam or AdamW, above 0.
         weight_decay: decoupled weight decay, at least 0.
+        schedule: learning rate after the warm-up.
+        warmup: optimizer steps over which the learning rate rises, at least 0.
+        include: names or globs of the parameters that the task's sparse layers have; none for all that a
+            plan would choose.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -32,9 +36,12 @@ class TaskDefaults:
     batch_size: int
     lr: float
     weight_decay: float
+    schedule: Schedule = "constant"
+    warmup: int = 0
+    include: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, lowest in (("steps", 1), ("batch_size", 1), ("weight_decay", 0)):
+        for name, lowest in (("steps", 1), ("batch_size", 1), ("weight_decay", 0), ("warmup", 0)):
             value = getattr(self, name)
             if not value >= lowest:
                 raise ValueError(f"{name}={value!r} is too small: it must be at least {lowest}")
@@ -48,15 +55,21 @@ class Batch:
 
     Args:
         inputs: what the model's forward takes; the first dimension is the batch.
-        targets: int64 class or byte per prediction.
+        targets: class, token or byte per prediction (int64), or the value to predict (float32).
+        extras: further arguments of the model's forward by name, such as an attention mask.
     """
 
     inputs: Tensor
     targets: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns this batch on `device`; tensors already there are shared, not copied."""
-        return Batch(inputs=self.inputs.to(device), targets=self.targets.to(device))
+        return Batch(
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            extras={name: tensor.to(device) for name, tensor in self.extras.items()},
+        )
 
 
 class Task(ABC):
@@ -68,17 +81,14 @@ class Task(ABC):
     Attributes:
         name: the name that `nmstep.tasks.load` knows it by.
         metric: the key in `evaluate`'s answer that results are reported by.
+        higher_is_better: whether more of the metric is better: True for accuracy, False for perplexity.
         defaults: suggested training settings.
     """
 
     name: str
-    metric: ClassVar[Metric]
+    metric: str
+    higher_is_better: bool = True
     defaults: TaskDefaults
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Returns True for accuracy (percent), False for perplexity."""
-        return self.metric == "accuracy"
 
     @abstractmethod
     def model(self) -> nn.Module:

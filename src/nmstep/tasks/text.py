@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from nmstep.tasks.models.gpt import GPT, Projection
 from nmstep.tasks.order import EpochOrder, generator
-from nmstep.tasks.task import Batch, Metric, Task, TaskDefaults, device_of
+from nmstep.tasks.task import Batch, Task, TaskDefaults, device_of
 from nmstep.tasks.text_files import read_text
 
 
@@ -44,7 +43,8 @@ class Text(Task):
         ValueError: if `data` holds no usable text, less than a window of it, or an option is out of range.
     """
 
-    metric: ClassVar[Metric] = "perplexity"
+    metric = "perplexity"
+    higher_is_better = False
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Text(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy of `batch` in nats per byte."""
         here = batch.to(device_of(model))
-        return F.cross_entropy(model(here.inputs).flatten(0, 1), here.targets.flatten())
+        return F.cross_entropy(model(here.inputs).float().flatten(0, 1), here.targets.flatten())
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         device, total = device_of(model), 0.0
