@@ -105,7 +105,8 @@ def _plan(command: commands.Plan) -> int:
             "on_indivisible": command.on_indivisible,
         }
     )
-    plan = make_plan(config, load_task(config).model())
+    task = load_task(config)
+    plan = make_plan(config.resolve(task.defaults), task.model())
     assert plan is not None
     output.print(plan_table(plan))
     if command.out is not None:

@@ -89,10 +89,10 @@ class Plan:
 
     Args:
         pattern: N weights kept of every M, such as 2:4.
-        task: name of the workload: digits, text, cifar10 or cifar100.
+        task: name of the workload, such as digits; an unknown one is answered with all there are.
         data: folder or hub name of the data; none for what the package ships.
         task_options: the task's own options, such as the kind of model.
-        include: names or globs of the only parameters that become sparse; all of them if none are given.
+        include: names or globs of the only parameters that become sparse; none for the task's choice.
         exclude: names or globs of parameters that stay dense.
         on_indivisible: what happens to a layer that M does not divide: left dense, an error, or padded.
         out: JSON file to write the plan to, for --plan-file.

@@ -52,7 +52,7 @@ class TrainingConfig:
             of the run.
         on_nonfinite: what a NaN or infinite gradient does: stop the run, leave out the step, or nothing.
         on_indivisible: what happens to a layer that M does not divide: left dense, an error, or padded.
-        include: names or globs of the only parameters that become sparse; all of them if none are given.
+        include: names or globs of the only parameters that become sparse; none for the task's choice.
         exclude: names or globs of parameters that stay dense.
         threads: torch's CPU threads; none for torch's own choice. Bit-equal results need equal threads.
         options: options of the recipe.

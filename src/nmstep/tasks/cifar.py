@@ -21,6 +21,12 @@ _MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": ResNet18,
     "densenet121": densenet121,
 }
+# All convolutions but the first: its three input channels make no groups of M.
+_SPARSE: dict[str, tuple[str, ...]] = {
+    "resnet20": ("stages.*",),
+    "resnet18": ("stages.*",),
+    "densenet121": ("features.*",),
+}
 
 
 class _Cifar(Task):
@@ -41,7 +47,9 @@ class _Cifar(Task):
         if model not in _MODELS:
             raise ValueError(f"unknown model {model!r}: choose {', '.join(map(repr, _MODELS))}")
         self.name = type(self).__name__.lower()
-        self.defaults = TaskDefaults(steps=78_000, batch_size=128, lr=1e-3, weight_decay=5e-4)
+        self.defaults = TaskDefaults(
+            steps=78_000, batch_size=128, lr=1e-3, weight_decay=5e-4, include=_SPARSE[model]
+        )
         train, test = read_cifar(self.source, data)
         self._train = _subset(train, train_subset, "train_subset")
         self._test = _subset(test, test_subset, "test_subset")
