@@ -10,6 +10,9 @@ from nmstep.patterns import NMPattern
 
 __all__ = ["nm_mask", "split_"]
 
+_FEW = 8
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool = False) -> Tensor:
     """Returns the boolean mask that keeps the N largest magnitudes of every M consecutive weights.
@@ -44,11 +47,34 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
     for (values, group_dim), (chosen, _) in zip(
         group_views(weight.detach(), dim, pattern.m), group_views(mask, dim, pattern.m), strict=True
     ):
-        # A stable sort settles ties by index, and torch sorts NaN as the largest value.
-        order = values.abs().argsort(dim=group_dim, descending=True, stable=True)
         keep = min(pattern.n, values.shape[group_dim])
-        chosen.scatter_(group_dim, order.narrow(group_dim, 0, keep), True)
+        choose = _choose_by_rank_ if values.shape[group_dim] <= _FEW else _choose_by_sort_
+        choose(chosen, values, group_dim, keep)
     return mask
+
+
+def _choose_by_sort_(chosen: Tensor, values: Tensor, dim: int, keep: int) -> None:
+    # A stable sort settles ties by index, and torch sorts NaN as the largest value.
+    order = values.abs().argsort(dim=dim, descending=True, stable=True)
+    chosen.scatter_(dim, order.narrow(dim, 0, keep), True)
+
+
+def _choose_by_rank_(chosen: Tensor, values: Tensor, dim: int, keep: int) -> None:
+    """Counts, for each weight, those of its group that go before it; for small groups faster than a sort."""
+    magnitudes = _ordinals(values).unbind(dim)
+    for i, own in enumerate(magnitudes):
+        before = torch.zeros_like(own, dtype=torch.uint8)
+        for j, other in enumerate(magnitudes):
+            if j != i:
+                before += other >= own if j < i else other > own
+        chosen.select(dim, i).copy_(before < keep)
+
+
+def _ordinals(values: Tensor) -> Tensor:
+    """Returns integers in the order of the magnitudes, with every NaN equal and above infinity."""
+    bits = values.abs().view(_INTEGERS[values.element_size()])
+    infinity = torch.full((), torch.inf, dtype=values.dtype, device=values.device).view(bits.dtype)
+    return torch.minimum(bits, infinity + 1)
 
 
 @torch.no_grad()
