@@ -14,7 +14,9 @@ def test_version(nmstep):
     assert nmstep("--version") == (0, f"nmstep {package.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "plan", "verify", "report", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "compare", "tune", "reproduce", "plan", "verify", "report", "demo"]
+)
 def test_help_fits_80_columns(command, nmstep):
     status, out, _ = nmstep(command, "--help")
     assert status == 0

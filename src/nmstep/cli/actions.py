@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,14 @@ from pathlib import Path
 from rich.text import Text
 
 from nmstep.cli import commands
-from nmstep.cli.console import errors, output, say, say_error, say_warning
+from nmstep.cli.console import errors, output, say
+from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
+from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
 from nmstep.cli.tables import plan_table, result_line, summary, verify_table
+from nmstep.cli.tune_actions import tune_recipe
 from nmstep.experiments import (
     CompareConfig,
-    Comparison,
     RunConfig,
     compare,
     demo_config,
@@ -39,6 +40,10 @@ def act(command: commands.Command) -> int:
             where = shlex.quote(str(folder))
             again = f"nmstep compare --config {where}/compare.json --out {where}"
             return _compare(config, folder, again=again)
+        case commands.Tune():
+            return tune_recipe(command)
+        case commands.Reproduce():
+            return reproduce_paper(command)
         case commands.Plan():
             return _plan(command)
         case commands.Verify():
@@ -75,21 +80,11 @@ def _compare(config: CompareConfig, folder: Path, *, again: str) -> int:
         with CompareBars([name for name, _ in config.runs()]) as bars:
             comparison = compare(config, folder, progress=bars)
     except KeyboardInterrupt:
-        say(f"Interrupted; what is finished stays. Go on with: {again}", console=errors)
-        return 130
-    for text, names in comparison.warnings.items():
-        say_warning(f"{text} ({len(names)} of {len(comparison.outcomes)} runs)")
+        return interrupted(again)
+    tell_warnings(comparison.outcomes)
     if comparison.folders:
         output.print(summary(folder))
-    return _tell_failures(comparison)
-
-
-def _tell_failures(comparison: Comparison) -> int:
-    for name, outcome in comparison.failures.items():
-        say_error(RuntimeError(f"{name} failed: {outcome.error}"))
-        if os.environ.get("NMSTEP_DEBUG") == "1":
-            errors.print(outcome.details, markup=False)
-    return 1 if comparison.failures else 0
+    return tell_failures(comparison.outcomes)
 
 
 def _plan(command: commands.Plan) -> int:

@@ -8,9 +8,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig
+from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = ["Command", "Compare", "Demo", "Plan", "Report", "Train", "Verify"]
+__all__ = ["Command", "Compare", "Demo", "Plan", "Report", "Reproduce", "Train", "Tune", "Verify"]
+
+
+_STEPS = """optimizer steps at the task's own batch size; another one gets as many as see equally many
+examples; none for the task's default."""
+_WARMUP = """optimizer steps, as --steps counts them, over which the learning rate rises to its peak; none for
+the task's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,21 @@ class CompareFlags(CompareConfig):
         """Leaves checking to the configuration, whose errors are not tyro's."""
 
 
-def values_of(config: RunConfig | CompareConfig) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags(TuneConfig):
+    """What to try, and how."""
+
+    lr: tyro.conf.Suppress[float | None] = None
+    batch_size: tyro.conf.Suppress[int | None] = None
+    steps: Annotated[int | None, tyro.conf.arg(help=_STEPS)] = None
+    warmup: Annotated[int | None, tyro.conf.arg(help=_WARMUP)] = None
+    options: Annotated[OptionFlags, tyro.conf.arg(name="recipe")] = field(default_factory=OptionFlags)
+
+    def __post_init__(self) -> None:
+        """Leaves checking to the configuration, whose errors are not tyro's."""
+
+
+def values_of(config: RunConfig | CompareConfig | TuneConfig) -> dict[str, Any]:
     """Returns a configuration's or its flags' values, by field, ready for the other of the two."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     kind = RecipeOptions if isinstance(config.options, OptionFlags) else OptionFlags
@@ -153,4 +173,46 @@ class Demo:
     jobs: int = 2
 
 
-Command = Train | Compare | Plan | Verify | Report | Demo
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Search learning rate and batch size for a baseline; STEP takes the best over.
+
+    Args:
+        out: folder of all runs; none for runs/tune- and the task's name.
+        config: TOML or JSON file with any of the settings below; flags override it.
+    """
+
+    out: Path | None = None
+    config: Path | None = None
+    search: TuneFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Do a table's or figure's runs, as far as needed, and show the paper's beside.
+
+    Args:
+        name: table1 to table5, fig1 to fig8, theorem1, or all.
+        scale: cpu for sizes that two cores manage, full for the paper's.
+        seeds: one run for each, in place of each workload's own; none for those.
+        data: folder that holds the data sets' own folders (cifar-10-batches-py, cifar-100-python, glue,
+            wikitext-2-raw, multi30k, and so on); none for their hub names.
+        only: names of the only workloads to run; a wrong one is answered with those there are. None for all.
+        jobs: runs at a time.
+        out: folder of all runs and pages of a scale; none for runs/paper- and the scale.
+        device: cpu, cuda, or another that torch knows; none for a GPU where there is one.
+        dry_run: show what the runs are and which are done, and run nothing.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    scale: Literal["cpu", "full"] = "cpu"
+    seeds: tuple[int, ...] | None = None
+    data: Path | None = None
+    only: tuple[str, ...] | None = None
+    jobs: int = 1
+    out: Path | None = None
+    device: str | None = None
+    dry_run: bool = False
+
+
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Report | Demo

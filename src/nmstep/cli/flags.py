@@ -24,12 +24,26 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if typing.get_origin(info.type) not in (Union, types.UnionType) or type(None) not in arguments:
         return None
     kinds = [argument for argument in arguments if argument is not type(None)]
-    lengths = {len(typing.get_args(kind)) if typing.get_origin(kind) is tuple else 1 for kind in kinds}
     return PrimitiveConstructorSpec(
-        nargs=1 if lengths == {1} else (*sorted(lengths | {1}),),
+        nargs=_nargs(kinds),
         metavar="|".join(map(_metavar, kinds)),
         instance_from_str=lambda texts: _read(texts, kinds),
         is_instance=lambda value: value is None or not isinstance(value, dict),
+        str_from_instance=_write,
+    )
+
+
+@REGISTRY.primitive_rule
+def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads numbers, as many as there are, with a message that says which one is none."""
+    arguments = typing.get_args(info.type)
+    if typing.get_origin(info.type) is not tuple or arguments not in ((int, ...), (float, ...)):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{_metavar(arguments[0])} ...",
+        instance_from_str=lambda texts: tuple(_number(text, arguments[0]) for text in texts),
+        is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=_write,
     )
 
@@ -48,10 +62,19 @@ def _table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
+def _nargs(kinds: list[Any]) -> int | tuple[int, ...] | Literal["*"]:
+    tuples = [typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple]
+    if any(Ellipsis in items for items in tuples):
+        return "*"
+    return (*sorted({1, *map(len, tuples)}),) if tuples else 1
+
+
 def _metavar(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "|".join(map(str, arguments))
+    if origin is tuple and Ellipsis in arguments:
+        return f"{_metavar(arguments[0])} ..."
     if origin is tuple:
         return " ".join(map(_metavar, arguments))
     return _METAVARS.get(kind, getattr(kind, "__name__", "VALUE").upper())
@@ -64,6 +87,8 @@ def _read(texts: list[str], kinds: list[Any]) -> Any:
         with contextlib.suppress(ValueError):
             if typing.get_origin(kind) is tuple:
                 numbers = typing.get_args(kind)
+                if Ellipsis in numbers and texts:
+                    numbers = (numbers[0],) * len(texts)
                 return tuple(number(text) for number, text in zip(numbers, texts, strict=True))
             if len(texts) == 1:
                 return _read_one(texts[0], kind)
@@ -79,6 +104,14 @@ def _read_one(text: str, kind: Any) -> Any:
     if kind is bool:
         return _truth(text)
     return kind(text)
+
+
+def _number(text: str, kind: type[int] | type[float]) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "an integer" if kind is int else "a number"
+        raise ValueError(f"got {text!r}, expected {expected}") from None
 
 
 def _truth(text: str) -> bool:

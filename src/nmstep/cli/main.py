@@ -17,7 +17,7 @@ from nmstep.cli import commands
 from nmstep.cli.actions import act
 from nmstep.cli.console import errors, say_error, say_warning
 from nmstep.cli.flags import REGISTRY
-from nmstep.experiments import CompareConfig, RunConfig
+from nmstep.experiments import CompareConfig, RunConfig, TuneConfig
 
 __all__ = ["main"]
 
@@ -105,6 +105,9 @@ def _from_file(name: str, arguments: list[str]) -> Any:
     if name == "compare" and file is not None:
         comparison = commands.CompareFlags(**commands.values_of(CompareConfig.load(file)))
         return commands.Compare(comparison=comparison)
+    if name == "tune" and file is not None:
+        search = commands.TuneFlags(**commands.values_of(TuneConfig.load(file)))
+        return commands.Tune(search=search)
     return None
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from nmstep.cli.console import errors
@@ -43,7 +44,7 @@ def _bars() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        _Count(),
+        _Count(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(compact=True),
         console=errors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nmstep.experiments.training import load_task, make_plan, recipe_of
 from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 
-__all__ = ["CompareConfig", "Comparison", "compare"]
+__all__ = ["CompareConfig", "Comparison", "check_jobs", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +137,20 @@ def compare(
     """
     folder = Path(folder)
     jobs = [Job(name=name, config=run, folder=folder / name) for name, run in config.runs()]
-    _check(jobs)
+    check_jobs(jobs)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "compare.json", config.to_dict())
     outcomes = run_jobs(jobs, processes=config.jobs, progress=progress)
     return Comparison(folder=folder, outcomes={job.name: outcomes[job.name] for job in jobs})
 
 
-def _check(jobs: list[Job]) -> None:
-    """Raises what any of the runs would raise before its first step."""
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Raises what any of the runs, all of one task, would raise before its first step.
+
+    Raises:
+        ValueError: a configuration does not fit the task or its model, or its folder holds another one.
+        OSError: data cannot be read.
+    """
     task = load_task(jobs[0].config)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the runs themselves give the warnings

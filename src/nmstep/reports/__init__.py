@@ -4,6 +4,7 @@ Plots need matplotlib and the page jinja2 too; both are imported when first used
 """
 
 from nmstep.reports.page import write_report
+from nmstep.reports.paper import study_rows, write_study
 from nmstep.reports.plots import (
     plot_final_metric,
     plot_flip_rate,
@@ -23,6 +24,8 @@ __all__ = [
     "plot_metric",
     "plot_switch",
     "plot_variance_norm",
+    "study_rows",
     "summary_table",
     "write_report",
+    "write_study",
 ]

@@ -7,17 +7,31 @@ import inspect
 from nmstep.names import did_you_mean
 from nmstep.tasks.cifar import Cifar10, Cifar100
 from nmstep.tasks.digits import Digits
+from nmstep.tasks.glue import GLUE
+from nmstep.tasks.mlm import Mlm
 from nmstep.tasks.task import Task
 from nmstep.tasks.text import Text
+from nmstep.tasks.wikitext import WikiText2, WikiText103
+from nmstep.tasks.wmt17 import Wmt17DeEn
 
-_TASKS: dict[str, type[Task]] = {"digits": Digits, "text": Text, "cifar10": Cifar10, "cifar100": Cifar100}
+_TASKS: dict[str, type[Task]] = {
+    "digits": Digits,
+    "text": Text,
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "wikitext-2": WikiText2,
+    "wikitext-103": WikiText103,
+    "mlm": Mlm,
+    "wmt17-de-en": Wmt17DeEn,
+    **GLUE,
+}
 
 
 def available() -> tuple[str, ...]:
     """Returns the names that `load` knows.
 
-    >>> available()
-    ('digits', 'text', 'cifar10', 'cifar100')
+    >>> available()[:8]
+    ('digits', 'text', 'cifar10', 'cifar100', 'wikitext-2', 'wikitext-103', 'mlm', 'wmt17-de-en')
     """
     return tuple(_TASKS)
 

@@ -103,8 +103,9 @@ def recipe_cells(workload: Workload) -> list[Cell]:
 def fig6(scope: Scope) -> Study:
     """Returns Decaying Mask with and without a dense phase before it, in translation."""
     workload = translation(scope)
+    chosen = scope.only is None or workload.name in scope.only
     cells = []
-    for pattern in workload.patterns:
+    for pattern in workload.patterns if chosen else ():
         column = f"{workload.title}, {pattern}"
         cells.append(workload.cell("dense", "dense", column=column))
         for row, share in (("Decaying Mask", None), ("Decaying Mask, dense phase", 0.2)):

@@ -82,7 +82,8 @@ def measure_drift(drift: Drift, store: Path) -> Path:
     torch.set_num_threads(config.threads or threads)
     try:
         with torch.random.fork_rng(devices=[]):
-            rows = list(_drift_rows(Training(config, task), round(drift.start * config.steps)))
+            start = max(1, round(drift.start * config.steps))  # before the first step there is no variance
+            rows = list(_drift_rows(Training(config, task), start))
     finally:
         torch.set_num_threads(threads)
     store.mkdir(parents=True, exist_ok=True)

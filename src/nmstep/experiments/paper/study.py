@@ -16,6 +16,7 @@ __all__ = ["Cell", "Drift", "LayerSearch", "Preparation", "Study", "run_name"]
 Scale = Literal["cpu", "full"]
 View = Literal["scores", "curves", "variance", "criteria", "shares", "storage", "bound"]
 
+
 def run_name(config: RunConfig) -> str:
     """Returns the name of the folder in which a configuration runs, the same for the same configuration.
 
@@ -28,7 +29,7 @@ def run_name(config: RunConfig) -> str:
 
     Example:
         >>> run_name(RunConfig(recipe="step", pattern="1:8", seed=3))
-        'digits-step-1x8-1d0d4b-s3'
+        'digits-step-1x8-867466-s3'
     """
     default = RunConfig(recipe="dense").to_dict()
     left_out = ("data", "threads", "device", "checkpoint_every", "seed")
@@ -153,14 +154,13 @@ class Study:
 
     def runs(self) -> Iterator[RunConfig]:
         """Yields every run of the cells once, all first seeds before all second ones."""
+        configs = [cell.configs for cell in self.cells]
         seen = set()
-        for place in range(max((len(cell.seeds) for cell in self.cells), default=0)):
-            for cell in self.cells:
-                if place < len(cell.seeds):
-                    config = cell.configs[place]
-                    if run_name(config) not in seen:
-                        seen.add(run_name(config))
-                        yield config
+        for place in range(max(map(len, configs), default=0)):
+            for config in (of_cell[place] for of_cell in configs if place < len(of_cell)):
+                if run_name(config) not in seen:
+                    seen.add(run_name(config))
+                    yield config
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the study as JSON values."""

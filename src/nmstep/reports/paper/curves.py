@@ -1,0 +1,164 @@
+"""Figures of the metric: over steps, and at the end as the distance to dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from nmstep.reports.extras import require
+from nmstep.reports.paper.folder import CellRuns, StudyRuns
+from nmstep.reports.paper.gaps import dense_of
+from nmstep.reports.paper.panels import cell_look, draw_line
+from nmstep.reports.paper.scores import Score
+from nmstep.reports.plots.scales import metric_label, scale_metric
+from nmstep.reports.plots.series import Series, mean_series
+from nmstep.reports.plots.style import INK, grid, legend_below, mark_switches, tidy
+from nmstep.reports.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "draw_distances"]
+
+
+def draw_curves(study: StudyRuns) -> Figure | None:
+    """Returns the held-out metric over optimizer steps, one panel a column, mean and deviation over seeds.
+
+    In a dense phase that masks will follow, the curve is the evaluation under the mask.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The figure, or None where no run holds an evaluation.
+    """
+    columns = {
+        column: drawable
+        for column, cells in study.columns.items()
+        if (drawable := [cell for cell in cells if any(run.evals for run in cell.drawn)])
+    }
+    if not columns:
+        return None
+    figure, panels = grid(list(columns))
+    for axes, cells in zip(panels, columns.values(), strict=True):
+        _draw_panel(axes, cells)
+    legend_below(figure, panels)
+    return figure
+
+
+def _draw_panel(axes: Axes, cells: Sequence[CellRuns]) -> None:
+    runs = [run for cell in cells for run in cell.drawn]
+    metric = next((run.metric for run in runs if run.finished), runs[0].metric)
+    shown: list[float] = []
+    for cell in cells:
+        series = mean_series(cell.drawn, lambda run: _masked_metric(run, metric))
+        if series is not None:
+            shown += [*series.mean, *(min(high, 100.0) for high in series.high if metric == "accuracy")]
+            draw_line(axes, series, cell_look(cell, cells), cell.row, _first_sparse(cell, series))
+    axes.set_xlabel("optimizer steps", fontsize=10)
+    axes.set_ylabel(metric_label(metric), fontsize=10)
+    axes.set_xlim(left=0)
+    scale_metric(axes, metric, shown)
+    mark_switches(axes, [cell.group for cell in cells])
+
+
+def _masked_metric(run: Run, metric: str) -> dict[int, float]:
+    """Returns the metric of the sparse model at each step: masked evaluations while training is dense."""
+    values = {}
+    for record in run.evals:
+        waits = record.get("phase") == "dense" and run.recipe != "dense"
+        source = record.get("masked") if waits else record
+        if source is not None and source.get(metric) is not None:
+            values[int(record["step"])] = float(source[metric])
+    return values
+
+
+def _first_sparse(cell: CellRuns, series: Series) -> int:
+    """Returns the index of the first step from which every run of the cell is sparse; 0 for dense ones."""
+    if cell.recipe == "dense":
+        return 0
+    dense = {r["step"] for run in cell.drawn for r in run.evals if r.get("phase") == "dense"}
+    return next((i for i, step in enumerate(series.steps) if step not in dense), len(series.steps) - 1)
+
+
+def draw_distances(columns: Mapping[str, Sequence[Score]]) -> Figure | None:
+    """Returns the final metric of each recipe as its distance to dense, one line a column.
+
+    Args:
+        columns: from :func:`~nmstep.reports.paper.scores.scores_of`.
+
+    Returns:
+        The figure; a panel for each metric, since their units differ. None where no column has both dense
+        and other finished runs.
+    """
+    chosen: dict[str, list[tuple[str, Score, list[Score]]]] = {}
+    for column, scores in columns.items():
+        dense = dense_of(column, columns)
+        others = [s for s in scores if s.metrics is not None and s.cell.recipe != "dense"]
+        if dense is not None and others:
+            chosen.setdefault(dense.metric, []).append((column, dense, others))
+    if not chosen:
+        return None
+    lines = sum(map(len, chosen.values()))
+    figure: Figure = require("matplotlib.figure").Figure(
+        figsize=(9.6, 1.6 + 0.42 * lines + 0.5 * len(chosen)),
+        dpi=150,
+        layout="constrained",
+        facecolor="white",
+    )
+    panels = figure.subplots(len(chosen), 1, squeeze=False, height_ratios=[len(v) for v in chosen.values()])
+    for axes, (metric, entries) in zip(panels[:, 0], chosen.items(), strict=True):
+        _draw_distances(axes, metric, entries)
+    legend_below(figure, list(panels[:, 0]))
+    return figure
+
+
+def _draw_distances(axes: Axes, metric: str, entries: Sequence[tuple[str, Score, list[Score]]]) -> None:
+    tidy(axes)
+    shown: list[float] = []
+    for place, (_, dense, scores) in enumerate(entries):
+        assert dense.metrics is not None
+        spread = dense.metrics.std or 0.0
+        if math.isfinite(spread):
+            axes.fill_betweenx(
+                [place - 0.4, place + 0.4], -spread, spread, color=INK, alpha=0.10, linewidth=0,
+                label="dense ± std",
+            )  # fmt: skip
+        for offset, score in enumerate(scores):
+            height = place + 0.6 * ((offset + 0.5) / len(scores) - 0.5)
+            shown += _draw_score(axes, score, dense.metrics.center, height, [s.cell for s in scores])
+    axes.axvline(0, color=INK, linestyle=(0, (5, 2)), linewidth=1.4, label="dense")
+    axes.set_yticks(range(len(entries)), [column for column, _, _ in entries])
+    axes.set_ylim(len(entries) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"{metric_label(metric)}: distance to dense, mean ± std", fontsize=10)
+    largest = max(map(abs, shown), default=0.0)
+    small = sorted(map(abs, shown))[: max(1, len(shown) // 2)]
+    if small and largest > 30 * max(small[-1], 1e-9):
+        axes.set_xscale("symlog", linthresh=max(small[-1], 1e-9))
+
+
+def _draw_score(
+    axes: Axes, score: Score, dense: float, height: float, cells: Sequence[CellRuns]
+) -> list[float]:
+    assert score.metrics is not None
+    distance = score.metrics.center - dense
+    if not math.isfinite(distance):
+        return []
+    look = cell_look(score.cell, cells)
+    axes.errorbar(
+        [distance],
+        [height],
+        xerr=[score.metrics.std or 0.0],
+        color=look.color,
+        marker=look.marker or "o",
+        markersize=6.5,
+        markeredgecolor="white",
+        linewidth=1.6,
+        linestyle="none",
+        label=score.cell.row,
+        zorder=3,
+    )
+    return [distance]
