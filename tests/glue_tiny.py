@@ -93,7 +93,7 @@ def write_model(
 ) -> None:
     import transformers
 
-    from nmstep.tasks.glue_imports import quiet_transformers
+    from nmstep.tasks.quiet import quiet_transformers
 
     sizes = {
         "vocab_size": len(SPECIAL) + len(WORDS),

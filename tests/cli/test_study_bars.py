@@ -1,4 +1,5 @@
 import io
+import re
 
 from rich.console import Console
 
@@ -17,7 +18,8 @@ def shown(monkeypatch, use, *, terminal=True):
     with study_bars.StudyBars("fig4", [f"run-{i}" for i in range(120)] + [LONG, "plan.json"]) as bars:
         use(bars)
         bars.bars.refresh()
-        return console.file.getvalue().replace("\r", "\n"), bars.bars.tasks
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+        return text.replace("\r", "\n"), bars.bars.tasks
 
 
 def test_active_runs_and_one_total_are_shown_of_many(monkeypatch):

@@ -171,7 +171,7 @@ def test_a_missing_extra_is_named(write: Write, monkeypatch: pytest.MonkeyPatch,
         return real(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=rf"need {package}.*nmstep\[cli\]"):
+    with pytest.raises(ImportError, match=rf"{package} is needed for .*nmstep\[cli\]"):
         write_report(folder)
 
 

@@ -20,16 +20,15 @@ from nmstep.experiments import checkpoint
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.environment import environment
 from nmstep.experiments.files import read_json, remove_leftovers, write_json
+from nmstep.experiments.folder import check_folder, only_one
 from nmstep.experiments.metrics import MetricsLog, read_metrics
 from nmstep.experiments.progress import Progress, Silent, Status
 from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
 from nmstep.experiments.training import Training, load_task
 from nmstep.experiments.weights import save_weights
 
-__all__ = ["check_folder", "run"]
+__all__ = ["run"]
 
-# What may differ between a run and its resumption: it does not change what is computed.
-_MAY_DIFFER = ("threads", "checkpoint_every")
 _BLOCK = 256
 _SECONDS_BETWEEN_UPDATES = 0.1
 
@@ -77,35 +76,11 @@ def run(
         return _Run(training, folder, progress or Silent()).go()
 
 
-def check_folder(config: RunConfig, folder: Path) -> None:
-    """Raises ValueError if ``folder`` holds a run of another configuration.
-
-    Args:
-        config: resolved.
-        folder: may be missing.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    saved = RunConfig.from_dict(read_json(path), source=str(path)).to_dict()
-    own = config.to_dict()
-    differing = [
-        f"{key} is {saved.get(key)!r} there, {own.get(key)!r} here"
-        for key in sorted({*saved, *own} - set(_MAY_DIFFER))
-        if saved.get(key) != own.get(key)
-    ]
-    if differing:
-        raise ValueError(
-            f"{str(folder)!r} holds a run of another configuration: {'; '.join(differing)}. Resume it with "
-            f"its own configuration, or choose another folder"
-        )
-
-
 @contextmanager
 def _surroundings(config: RunConfig, folder: Path) -> Iterator[None]:
     """Gives the run its threads and random numbers, the caller its own back, and others no way in."""
     threads = torch.get_num_threads()
-    with _only_one(folder), torch.random.fork_rng(devices=_gpus(config)):
+    with only_one(folder), torch.random.fork_rng(devices=_gpus(config)):
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         try:
@@ -117,24 +92,6 @@ def _surroundings(config: RunConfig, folder: Path) -> Iterator[None]:
 def _gpus(config: RunConfig) -> list[torch.device]:
     device = torch.device(config.device or "cpu")
     return [device] if device.type == "cuda" else []
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder, which the system gives back even after ``kill -9``."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ValueError(f"another process is training in {str(folder)!r}: wait for it, or end it") from error
-    finally:
-        os.close(descriptor)
 
 
 class _Run:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
@@ -56,7 +57,7 @@ def from_dict(config_type: type[Config], values: Mapping[str, Any], *, source: s
     Raises:
         ValueError: a key is unknown, a value has the wrong type, or the configuration rejects it.
     """
-    hints = _hints(config_type)
+    hints = _hints(cast(Hashable, config_type))
     where = f"{source}: " if source else ""
     for key in values:
         if key not in hints:
@@ -96,7 +97,7 @@ def check_types(config: Any) -> None:
     Raises:
         ValueError: a value has another type.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in _hints(cast(Hashable, type(config))).items():
         value = getattr(config, name)
         try:
             object.__setattr__(config, name, _convert(value, hint))
@@ -104,6 +105,7 @@ def check_types(config: Any) -> None:
             raise ValueError(f"{name}={value!r}: expected {_describe(hint)}") from None
 
 
+@functools.cache
 def _hints(config_type: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(config_type)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}

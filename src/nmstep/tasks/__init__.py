@@ -1,4 +1,4 @@
-"""Workloads to train and score: digits, text, CIFAR-10 and CIFAR-100.
+"""Workloads to train and score: images, language models, sentence understanding and translation.
 
 `load` returns a `Task`: a model, batches that depend on nothing but seed and step, a loss and a score.
 "digits" and "text" come with their data; every task reads local folders without the network.

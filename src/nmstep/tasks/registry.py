@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 
 from nmstep.names import did_you_mean
-from nmstep.tasks.cifar import Cifar10, Cifar100
+from nmstep.tasks.cifar.task import Cifar10, Cifar100
 from nmstep.tasks.digits import Digits
-from nmstep.tasks.glue import GLUE
-from nmstep.tasks.mlm import Mlm
+from nmstep.tasks.glue.task import GLUE
+from nmstep.tasks.language.mlm import Mlm
+from nmstep.tasks.language.wikitext import WikiText2, WikiText103
 from nmstep.tasks.task import Task
 from nmstep.tasks.text import Text
-from nmstep.tasks.wikitext import WikiText2, WikiText103
-from nmstep.tasks.wmt17 import Wmt17DeEn
+from nmstep.tasks.translation.task import Wmt17DeEn
 
 _TASKS: dict[str, type[Task]] = {
     "digits": Digits,

@@ -12,13 +12,13 @@ from pathlib import Path
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.environment import environment
 from nmstep.experiments.files import read_json, write_json
+from nmstep.experiments.folder import check_folder
 from nmstep.experiments.paper.catalogue import study
 from nmstep.experiments.paper.inventory import check_scope
 from nmstep.experiments.paper.preparations import measure_drift, search_layers
 from nmstep.experiments.paper.study import Drift, LayerSearch, Preparation, Study, run_name
 from nmstep.experiments.paper.workloads import Scope
 from nmstep.experiments.pool import Job, Outcome, PoolProgress, run_jobs
-from nmstep.experiments.runner import check_folder
 from nmstep.experiments.training import load_task
 from nmstep.tasks import TaskDefaults
 

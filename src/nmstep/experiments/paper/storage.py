@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import nmstep
+from nmstep.packages import require
 
 __all__ = ["storage_rows"]
 
@@ -41,12 +42,10 @@ def storage_rows() -> list[dict[str, Any]]:
 
 def _models() -> list[tuple[str, nn.Module, int]]:
     """Returns each model's name, itself without weights, and the numbers in its token embedding."""
-    try:
-        from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
-    except ImportError as error:
-        raise ImportError("Table 5 needs the models' shapes: pip install 'nmstep[tasks]'") from error
+    transformers = require("transformers", "the shapes of the models in Table 5")
     with torch.device("meta"):
-        bert, gpt2 = BertModel(BertConfig()), GPT2Model(GPT2Config())
+        bert = transformers.BertModel(transformers.BertConfig())
+        gpt2 = transformers.GPT2Model(transformers.GPT2Config())
     tokens = bert.embeddings.word_embeddings.weight.numel(), gpt2.wte.weight.numel()
     return [("BERT-Base", bert, tokens[0]), ("GPT-2", gpt2, tokens[1])]
 

@@ -1,0 +1,66 @@
+"""A run's folder: whose it is, and that one process at a time works in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nmstep.experiments.config import RunConfig
+from nmstep.experiments.files import read_json
+
+__all__ = ["check_folder", "only_one"]
+
+# What may differ between a run and its resumption: it does not change what is computed.
+_MAY_DIFFER = ("threads", "checkpoint_every")
+_PATHS = ("data", "init", "plan_file")
+
+
+def check_folder(config: RunConfig, folder: Path) -> None:
+    """Raises ValueError if ``folder`` holds a run of another configuration.
+
+    Args:
+        config: resolved.
+        folder: may be missing.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    saved = RunConfig.from_dict(read_json(path), source=str(path)).to_dict()
+    own = config.to_dict()
+    differing = [
+        f"{key} is {saved.get(key)!r} there, {own.get(key)!r} here"
+        for key in sorted({*saved, *own} - set(_MAY_DIFFER))
+        if _comparable(key, saved.get(key)) != _comparable(key, own.get(key))
+    ]
+    if differing:
+        raise ValueError(
+            f"{str(folder)!r} holds a run of another configuration: {'; '.join(differing)}. Resume it with "
+            f"its own configuration, or choose another folder"
+        )
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """Returns a path that exists in one spelling, and any other value as it is."""
+    path = key in _PATHS and value is not None and Path(value).exists()
+    return str(Path(value).resolve()) if path else value
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder, which the system gives back even after ``kill -9``."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process is training in {str(folder)!r}: wait for it, or end it") from error
+    finally:
+        os.close(descriptor)

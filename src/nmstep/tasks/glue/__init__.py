@@ -1,0 +1,1 @@
+"""GLUE: nine tasks of sentence understanding."""

@@ -1,0 +1,1 @@
+"""Language models: WikiText, masked language models, and the subwords that they share with translation."""
