@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmstep.tasks.language.stream import TokenStream, exp
 from nmstep.tasks.models.gpt import GPT, Projection
-from nmstep.tasks.order import EpochOrder, generator
 from nmstep.tasks.task import Batch, Task, TaskDefaults, device_of
 from nmstep.tasks.text_files import read_text
 
@@ -72,8 +71,7 @@ class Text(Task):
                 f"{len(validation)} to validate, but context={context} "
                 f"needs {2 * context} and 2; give a longer text or a smaller context"
             )
-        self._train, self._validation = _as_tensor(train), _as_tensor(validation)
-        self._order = EpochOrder((len(train) - context) // context)
+        self._stream, self._validation = TokenStream(_as_tensor(train), context), _as_tensor(validation)
 
     def model(self) -> nn.Module:
         """Returns a new `GPT` over 256 byte values, drawn from torch's global random generator."""
@@ -85,12 +83,7 @@ class Text(Task):
         Raises:
             ValueError: if `step` is negative or `batch_size` below 1.
         """
-        starts = []
-        for epoch, indices in self._order.places(step, seed=seed, batch_size=batch_size):
-            shift = torch.randint(self._context, (), generator=generator("shift", seed, epoch))
-            starts.append(indices * self._context + shift)
-        places = torch.cat(starts).unsqueeze(1) + torch.arange(self._context + 1)
-        windows = self._train[places].long()
+        windows = self._stream.windows(step, seed=seed, batch_size=batch_size)
         return Batch(inputs=windows[:, :-1], targets=windows[:, 1:])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -104,7 +97,7 @@ class Text(Task):
             logits = model(window.to(device)).float().flatten(0, 1)
             total += F.cross_entropy(logits, following.to(device).flatten(), reduction="sum").item()
         mean = total / (len(self._validation) - 1)
-        return {"loss": mean, "perplexity": _exp(mean)}
+        return {"loss": mean, "perplexity": exp(mean)}
 
     def _validation_windows(self, *, chunk: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields int64 inputs and targets (windows, context), `chunk` windows at once, the short one last."""
@@ -115,14 +108,6 @@ class Text(Task):
             yield inputs[piece].view(-1, context), targets[piece].view(-1, context)
         if whole < len(inputs):
             yield inputs[whole:].unsqueeze(0), targets[whole:].unsqueeze(0)
-
-
-def _exp(value: float) -> float:
-    """Returns e to the value; infinity where that overflows, as a diverged model's loss does."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
 
 
 def _as_tensor(text: bytes) -> Tensor:

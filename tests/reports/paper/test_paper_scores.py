@@ -94,6 +94,15 @@ def test_a_gap_within_the_noise_is_marked_and_decides_nothing(make: Make) -> Non
     assert found["mean_closed"] is None
 
 
+def test_a_column_in_which_nothing_can_be_won_leaves_the_claim_half_seen(make: Make) -> None:
+    study = make()
+    four_recipes(study)
+    study.cell("dense", "dense", [90.0, 94.0], column="Digits, 2:4")
+    study.cell("SR-STE", "sr-ste", [90.1, 94.2], column="Digits, 2:4")
+    study.cell("STEP", "step", [90.0, 94.3], column="Digits, 2:4")
+    assert record(study.save())["verdict"]["held"] == "in part"
+
+
 def test_the_verdict_counts_comparisons(make: Make) -> None:
     study = make(closed=0.89)
     four_recipes(study)

@@ -17,8 +17,9 @@ def judge_gaps(gaps: Sequence[Gap], losses: Sequence[Gap], closed: Any = None) -
     """Returns whether STEP is better than SR-STE, in how many columns, and how much of the gap it closes.
 
     Only columns count in which there is something to tell: SR-STE is behind dense by more than the noise, or
-    STEP and SR-STE differ by more than theirs. The claim held if STEP's mean is the better one in all of
-    them, and for at least half of them beyond the 95 % interval; not, if it is in none; else in part.
+    STEP and SR-STE differ by more than theirs. The claim held if that is so in every column, and STEP's mean
+    is the better one in all of them, for at least half beyond the 95 % interval; not, if it is in none; else
+    in part: where SR-STE loses nothing, nothing can be won back, and the claim is not seen.
 
     Args:
         gaps: by the metric.
@@ -36,7 +37,7 @@ def judge_gaps(gaps: Sequence[Gap], losses: Sequence[Gap], closed: Any = None) -
     better = sum(bool(gap.better) for gap in telling)
     surely = sum(gap.surely_better for gap in telling)
     return Verdict(
-        held=_held(better, surely, len(telling)) if telling else "open",
+        held=_held(better, surely, len(known)) if telling else "open",
         why=" ".join(sentence for sentence in sentences if sentence),
     )
 
