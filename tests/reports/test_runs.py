@@ -53,6 +53,24 @@ def test_an_unfinished_run_is_read_as_far_as_it_got(write: Write) -> None:
     assert (run.finished, run.last_step, run.switch_step, run.metric) == (False, 55, 40, "accuracy")
 
 
+@pytest.mark.parametrize(
+    ("scores", "metric", "higher"),
+    [
+        ({"matthews": 20.0, "accuracy": 70.0}, "matthews", True),
+        ({"perplexity": 9.0, "accuracy": 70.0}, "perplexity", False),
+        ({"bleu": 20.0}, "bleu", True),
+    ],
+)
+def test_an_unfinished_run_goes_by_its_tasks_metric(
+    write: Write, scores: dict[str, float], metric: str, higher: bool
+) -> None:
+    folder = write("sr-ste", "2:4", 0, 0.0, finished=False)
+    record = {"kind": "eval", "step": 50, "phase": "sparse", "loss": 1.0, **scores, "masked": None}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (run,) = load_runs(folder)
+    assert (run.metric, run.higher_is_better) == (metric, higher)
+
+
 def test_a_torn_last_line_is_left_out(write: Write) -> None:
     folder = write("asp", "1:4", 0, 97.0, finished=False)
     file = folder / "metrics.jsonl"

@@ -11,11 +11,11 @@ from typing import Any
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.files import read_json
 
-__all__ = ["check_folder", "only_one"]
+__all__ = ["check_folder", "check_same", "only_one"]
 
 # What may differ between a run and its resumption: it does not change what is computed.
 _MAY_DIFFER = ("threads", "checkpoint_every")
-_PATHS = ("data", "init", "plan_file")
+_PATHS = ("data", "init", "plan_file", "path")
 
 
 def check_folder(config: RunConfig, folder: Path) -> None:
@@ -26,25 +26,37 @@ def check_folder(config: RunConfig, folder: Path) -> None:
         folder: may be missing.
     """
     path = folder / "config.json"
-    if not path.exists():
-        return
-    saved = RunConfig.from_dict(read_json(path), source=str(path)).to_dict()
+    if path.exists():
+        check_same(config, read_json(path), folder)
+
+
+def check_same(config: RunConfig, saved: dict[str, Any], where: Path) -> None:
+    """Raises ValueError if what is at ``where`` was computed with another configuration.
+
+    Args:
+        config: resolved.
+        saved: the configuration there, as :meth:`RunConfig.to_dict` gave it.
+        where: for the message.
+    """
+    there = RunConfig.from_dict(saved, source=str(where)).to_dict()
     own = config.to_dict()
     differing = [
-        f"{key} is {saved.get(key)!r} there, {own.get(key)!r} here"
-        for key in sorted({*saved, *own} - set(_MAY_DIFFER))
-        if _comparable(key, saved.get(key)) != _comparable(key, own.get(key))
+        f"{key} is {there.get(key)!r} there, {own.get(key)!r} here"
+        for key in sorted({*there, *own} - set(_MAY_DIFFER))
+        if _comparable(key, there.get(key)) != _comparable(key, own.get(key))
     ]
     if differing:
         raise ValueError(
-            f"{str(folder)!r} holds a run of another configuration: {'; '.join(differing)}. Resume it with "
+            f"{str(where)!r} holds a run of another configuration: {'; '.join(differing)}. Resume it with "
             f"its own configuration, or choose another folder"
         )
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """Returns a path that exists in one spelling, and any other value as it is."""
-    path = key in _PATHS and value is not None and Path(value).exists()
+    """Returns paths that exist in one spelling, and any other value as it is."""
+    if isinstance(value, dict):
+        return {name: _comparable("path", item) for name, item in value.items()}
+    path = key in _PATHS and isinstance(value, str) and Path(value).exists()
     return str(Path(value).resolve()) if path else value
 
 

@@ -17,6 +17,9 @@ __all__ = ["Run", "load_runs"]
 Record = Mapping[str, Any]
 _CONFIG_KEYS = ("task", "recipe", "seed")
 _RESULT_KEYS = ("metric", "higher_is_better", "final")
+# A task that scores by one of these may log those after it too, and then goes by the first.
+_METRICS = ("matthews", "f1", "pearson", "bleu", "perplexity", "accuracy")
+_LOWER = ("perplexity", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +83,12 @@ class Run:
         """Name of the task's metric; ``"loss"`` where nothing was evaluated yet."""
         if self.result is not None:
             return str(self.result["metric"])
-        known = ("accuracy", "perplexity")
-        return next((name for record in self.evals for name in known if name in record), "loss")
+        return next((name for name in _METRICS for record in self.evals if name in record), "loss")
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger metric is the better one."""
-        return bool(self.result["higher_is_better"]) if self.result is not None else self.metric == "accuracy"
+        return bool(self.result["higher_is_better"]) if self.result is not None else self.metric not in _LOWER
 
     @property
     def last_step(self) -> int:

@@ -92,7 +92,10 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """Returns a new model, in float32 on the CPU, drawn from torch's global random generator."""
+        """Returns a new model, in float32 on the CPU and in training mode.
+
+        What is not pretrained is drawn from torch's global random generator.
+        """
 
     @abstractmethod
     def batch(self, step: int, *, seed: int, batch_size: int) -> Batch:

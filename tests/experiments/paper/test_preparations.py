@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,3 +67,26 @@ def test_layers_are_searched_for_from_the_dense_run(tmp_path, monkeypatch):
     assert {entry.pattern.m for entry in sparse} == {4}
     monkeypatch.setattr(preparations, "load_task", None)
     assert preparations.search_layers(search, tmp_path) == path
+
+
+def test_layers_are_searched_for_on_the_runs_device_with_its_threads(tmp_path, monkeypatch):
+    class SeenError(Exception):
+        pass
+
+    def look(model, *_, **__):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        assert torch.get_num_threads() == 1
+        raise SeenError
+
+    run(DENSE, tmp_path / run_name(DENSE))
+    monkeypatch.setattr(preparations, "dominosearch", look)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(SeenError):
+            preparations.search_layers(
+                LayerSearch(config=replace(DENSE, device="meta"), m=4, target=0.4), tmp_path
+            )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -163,6 +163,27 @@ def test_a_measurement_is_a_preparation_of_its_own(define, workload, recorder, t
     assert (again.started_at, again.ended_as) == ({}, {file: None})
 
 
+def test_a_measurement_of_another_configuration_is_refused(define, workload, tmp_path):
+    def parts(scope):
+        return {"before": (Drift(config=workload(scope).run("dense"), start=0.5),)}
+
+    define("theorem1", parts)
+    (file,) = reproduce("theorem1", tmp_path).outcomes
+    path = tmp_path / "runs" / file
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "config": {**values["config"], "data": "elsewhere"}}))
+    with pytest.raises(
+        ValueError, match=f"{file}' holds .* another configuration: data is 'elsewhere' there"
+    ):
+        reproduce("theorem1", tmp_path)
+
+
+def test_no_jobs_at_a_time_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="jobs=0: expected at least 1"):
+        reproduce("table2", tmp_path, jobs=0)
+    assert not (tmp_path / "table2").exists()
+
+
 def test_warnings_of_a_search_are_kept(define, workload, monkeypatch, tmp_path):
     def search(_, store):
         warnings.warn("conv1 stays dense", stacklevel=1)

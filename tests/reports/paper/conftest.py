@@ -94,6 +94,7 @@ class StudyFolder:
                     "steps": 100,
                     "switch_step": switch,
                     "switch_reason": reason,
+                    "seconds": 20.0,
                     "cpu_seconds": 12.0,
                     "peak_memory_mb": 300.0 + seed,
                 }

@@ -250,6 +250,31 @@ def test_a_bound_that_is_exceeded(make: Make) -> None:
         write_study(folder)
 
 
+def test_a_distance_equal_to_its_bound_but_for_rounding_holds(make: Make) -> None:
+    study = make("theorem1", "bound")
+    study.values["files"] = ["a.json"]
+    (study.store / "a.json").write_text(json.dumps(drift(2, 1.0, distance=1 + 1e-12)))
+    assert study_rows(study.save())[0][2][0][-1] == "yes"
+
+
+def test_starts_are_compared_within_one_model(make: Make) -> None:
+    """The later start has the smaller bound in each network, but not across the two."""
+    study = make("theorem1", "bound")
+    study.values["files"] = []
+    for model, scale in (("resnet18", 1.0), ("densenet121", 10.0)):
+        for start, factor in ((2, 2.0), (5, 1.0)):
+            values = drift(start, scale * factor)
+            values["config"]["task_options"] = {"model": model}
+            study.values["files"].append(f"{model}{start}.json")
+            (study.store / f"{model}{start}.json").write_text(json.dumps(values))
+    folder = study.save()
+    write_study(folder)
+    assert [row[0] for row in study_rows(folder)[0][2]] == ["digits, resnet18"] * 2 + [
+        "digits, densenet121"
+    ] * 2
+    assert record(folder)["verdict"]["held"] == "held"
+
+
 def test_errors_name_the_file(make: Make, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no study\.json"):
         write_study(tmp_path)
@@ -259,6 +284,9 @@ def test_errors_name_the_file(make: Make, tmp_path: Path) -> None:
     (study.path / "study.json").write_text("{")
     with pytest.raises(ValueError, match=r"study\.json: not valid JSON"):
         write_study(study.path)
+    study.values["cells"] = 3
+    with pytest.raises(ValueError, match="expected a list as cells, found int"):
+        write_study(study.save())
     (study.path / "study.json").write_text('{"name": "fig4"}')
     with pytest.raises(ValueError, match="title is missing"):
         write_study(study.path)

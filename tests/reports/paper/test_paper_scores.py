@@ -180,7 +180,7 @@ def test_columns_with_different_metrics_name_them(make: Make) -> None:
     study.cell("dense", "dense", [50.0], column="CoLA, 2:4", metric="matthews")
     titles = tables(study.save())
     found = titles["Final held-out metric: mean ± sample standard deviation"]
-    assert list(found) == [("RTE, 2:4 (accuracy (%))",), ("CoLA, 2:4 (matthews)",)]
+    assert list(found) == [("RTE, 2:4 (accuracy (%))",), ("CoLA, 2:4 (Matthews × 100)",)]
 
 
 def test_a_diverged_run_is_not_averaged_away(make: Make) -> None:
@@ -230,3 +230,30 @@ def test_one_seed_has_no_spread() -> None:
     assert found is not None
     assert (found.center, found.std, found.n) == (1.5, None, 1)
     assert estimate({}, planned=2) is None
+
+
+def test_a_run_that_ends_at_no_finite_number_is_told(make: Make) -> None:
+    study = make()
+    study.cell("SR-STE", "sr-ste", [30.0, 31.0], metric="perplexity")
+    study.cell("STEP", "step", [28.0, math.inf], metric="perplexity")
+    page = write_study(study.save()).read_text(encoding="utf-8")
+    assert "A run of STEP or SR-STE ended at no finite number on Digits, 1:8" in page
+
+
+def test_the_papers_switch_stands_beside_that_of_cifar(make: Make) -> None:
+    study = make()
+    study.cell("STEP", "step", [87.0], switch=20, reason="threshold", task="cifar10")
+    study.cell("STEP", "step", [87.0], switch=20, reason="threshold", column="Digits")
+    assert "the paper's AutoSwitch fires at about 20 %" in write_study(study.save()).read_text(
+        encoding="utf-8"
+    )
+    study.values["cells"].pop(0)
+    assert "the paper's AutoSwitch" not in write_study(study.save()).read_text(encoding="utf-8")
+
+
+def test_seconds_are_of_the_clock_on_a_gpu(make: Make) -> None:
+    study = make()
+    study.cell("dense", "dense", [90.0])
+    study.cell("STEP", "step", [87.0], settings={"device": "cuda"})
+    rows = tables(study.save())["Runs"]
+    assert [rows["Digits, 1:8", row][2] for row in ("dense", "STEP")] == ["12", "20 (GPU)"]

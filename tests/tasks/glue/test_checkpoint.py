@@ -51,6 +51,12 @@ def test_the_body_is_the_checkpoint_s_and_the_head_is_drawn(tmp_path):
     assert {value.dtype for value in first.parameters()} == {torch.float32}
 
 
+def test_a_model_comes_ready_to_train(tmp_path):
+    """transformers loads checkpoints for evaluation, in which dropout would do nothing."""
+    model = load_encoder(str(write_checkpoint(tmp_path)), outputs=2).model()
+    assert all(module.training for module in model.modules())
+
+
 def test_models_share_no_weights(tmp_path):
     encoder = load_encoder(str(write_checkpoint(tmp_path)), outputs=2)
     with torch.no_grad():

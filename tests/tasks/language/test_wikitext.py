@@ -210,6 +210,7 @@ def test_a_checkpoint_brings_weights_sizes_and_tokenizer(folder, checkpoint):
     assert task.defaults.steps == math.ceil(3 * windows / 8)
     assert model.config.attn_pdrop == 0
     assert from_checkpoint(folder, place, dropout=0.3).model().config.resid_pdrop == 0.3
+    assert all(module.training for module in model.modules())  # transformers loads without dropout
     assert from_checkpoint(folder, place, context=4).batch(0, seed=0, batch_size=1).inputs.shape == (1, 4)
 
 

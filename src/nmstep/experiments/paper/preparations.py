@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nmstep.experiments.config import RunConfig
 from nmstep.experiments.files import write_json
 from nmstep.experiments.paper.study import Drift, LayerSearch, run_name
 from nmstep.experiments.training import Training, load_task
@@ -34,23 +36,36 @@ def search_layers(search: LayerSearch, store: Path) -> Path:
         return path
     task = load_task(search.config)
     config = search.config.resolve(task.defaults)
-    model = task.model()
-    load_weights(model, store / run_name(search.config))
     assert config.batch_size is not None
     size = config.batch_size
     batches = [task.batch(step, seed=config.seed, batch_size=size) for step in range(200)]
     settings: dict[str, Any] = dict(search.settings)
-    plan = dominosearch(
-        model,
-        batches,
-        task.loss,
-        m=search.m,
-        target=search.target,
-        include=task.defaults.include or None,
-        **settings,
-    )
+    with _surroundings(config):
+        model = task.model()
+        load_weights(model, store / run_name(search.config))
+        plan = dominosearch(
+            model.to(config.device),
+            batches,
+            task.loss,
+            m=search.m,
+            target=search.target,
+            include=task.defaults.include or None,
+            **settings,
+        )
     plan.save(path)
     return path
+
+
+@contextmanager
+def _surroundings(config: RunConfig) -> Iterator[None]:
+    """Gives the work the configuration's threads, and the caller its own and its random numbers back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure_drift(drift: Drift, store: Path) -> Path:
@@ -78,14 +93,9 @@ def measure_drift(drift: Drift, store: Path) -> Path:
     task = load_task(drift.config)
     config = drift.config.resolve(task.defaults)
     assert config.steps is not None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            start = max(1, round(drift.start * config.steps))  # before the first step there is no variance
-            rows = list(_drift_rows(Training(config, task), start))
-    finally:
-        torch.set_num_threads(threads)
+    start = max(1, round(drift.start * config.steps))  # before the first step there is no variance
+    with _surroundings(config):
+        rows = list(_drift_rows(Training(config, task), start))
     store.mkdir(parents=True, exist_ok=True)
     write_json(
         path, {"start": rows[0]["step"], "beta2": config.betas[1], "config": config.to_dict(), "rows": rows}

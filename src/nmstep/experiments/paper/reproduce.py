@@ -12,7 +12,7 @@ from pathlib import Path
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.environment import environment
 from nmstep.experiments.files import read_json, write_json
-from nmstep.experiments.folder import check_folder
+from nmstep.experiments.folder import check_folder, check_same
 from nmstep.experiments.paper.catalogue import study
 from nmstep.experiments.paper.inventory import check_scope
 from nmstep.experiments.paper.preparations import measure_drift, search_layers
@@ -63,11 +63,13 @@ def reproduce(
         progress: is told where the runs are.
 
     Raises:
-        ValueError: there is no such study, ``scope.only`` does not fit it, or a run's folder holds another
-            configuration; nothing was run.
+        ValueError: there is no such study, ``scope.only`` does not fit it, ``jobs`` is below 1, or what is
+            there of a run or a measurement is of another configuration; nothing was run.
         OSError: data are missing, or a folder cannot be written to.
     """
     folder = Path(out) / name
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs!r}: expected at least 1")
     scope = replace(scope or Scope(), store=Path(out) / "runs")
     check_scope(name, scope)
     found = study(name, scope)
@@ -144,13 +146,21 @@ def _job(config: RunConfig, store: Path) -> Job:
 
 
 def _check(found: Study, store: Path) -> None:
-    """Raises what missing data, a wrong option or a folder of another configuration would, before the first run."""
+    """Raises what missing data, a wrong option or results of another configuration would, before the first run."""
     defaults: dict[tuple[object, ...], TaskDefaults] = {}
-    for config in _configs(found):
+
+    def resolved(config: RunConfig) -> RunConfig:
         key = (config.task, config.data, *sorted(config.task_options.items()))
         if key not in defaults:
             defaults[key] = load_task(config).defaults
-        check_folder(config.resolve(defaults[key]), store / run_name(config))
+        return config.resolve(defaults[key])
+
+    for config in _configs(found):
+        check_folder(resolved(config), store / run_name(config))
+    for item in found.before:
+        if isinstance(item, Drift) and (store / item.file).exists():
+            path = store / item.file
+            check_same(resolved(item.config), read_json(path).get("config", {}), path)
 
 
 def _configs(found: Study) -> Iterable[RunConfig]:

@@ -21,8 +21,8 @@ def run_name(config: RunConfig) -> str:
     """Returns the name of the folder in which a configuration runs, the same for the same configuration.
 
     Where its data lie and how many threads it has are no part of it, nor are settings at their defaults, so
-    that a new setting renames no run. Files that earlier runs wrote count by their own name, which says what
-    is in them.
+    that a new setting renames no run. Files count by their own name without the folders above; for those that
+    earlier runs wrote, that name says what is in them.
 
     Args:
         config: not resolved.
@@ -37,6 +37,10 @@ def run_name(config: RunConfig) -> str:
     for key in ("init", "plan_file"):
         if key in values:
             values[key] = Path(values[key]).name
+    if "task_options" in values:  # folders of text and of models among them count by their name too
+        values["task_options"] = {
+            k: Path(v).name if isinstance(v, str) else v for k, v in values["task_options"].items()
+        }
     digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=3).hexdigest()
     kind = [config.pattern.replace(":", "x")] if config.pattern else ["plan"] * bool(config.plan_file)
     task = config.task.replace("/", "-")

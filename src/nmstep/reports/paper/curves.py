@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from nmstep.reports.extras import require
 from nmstep.reports.paper.folder import CellRuns, StudyRuns
 from nmstep.reports.paper.gaps import dense_of
-from nmstep.reports.paper.panels import cell_look, draw_line
+from nmstep.reports.paper.looks import cell_look
 from nmstep.reports.paper.scores import Score
-from nmstep.reports.plots.scales import metric_label, scale_metric
-from nmstep.reports.plots.series import Series, mean_series
-from nmstep.reports.plots.style import INK, grid, legend_below, mark_switches, tidy
-from nmstep.reports.runs import Run
+from nmstep.reports.plots.metric import draw_metric
+from nmstep.reports.plots.scales import metric_label
+from nmstep.reports.plots.style import INK, grid, legend_below, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,44 +42,9 @@ def draw_curves(study: StudyRuns) -> Figure | None:
         return None
     figure, panels = grid(list(columns))
     for axes, cells in zip(panels, columns.values(), strict=True):
-        _draw_panel(axes, cells)
+        draw_metric(axes, [(cell.group, cell_look(cell, cells)) for cell in cells])
     legend_below(figure, panels)
     return figure
-
-
-def _draw_panel(axes: Axes, cells: Sequence[CellRuns]) -> None:
-    runs = [run for cell in cells for run in cell.drawn]
-    metric = next((run.metric for run in runs if run.finished), runs[0].metric)
-    shown: list[float] = []
-    for cell in cells:
-        series = mean_series(cell.drawn, lambda run: _masked_metric(run, metric))
-        if series is not None:
-            shown += [*series.mean, *(min(high, 100.0) for high in series.high if metric == "accuracy")]
-            draw_line(axes, series, cell_look(cell, cells), cell.row, _first_sparse(cell, series))
-    axes.set_xlabel("optimizer steps", fontsize=10)
-    axes.set_ylabel(metric_label(metric), fontsize=10)
-    axes.set_xlim(left=0)
-    scale_metric(axes, metric, shown)
-    mark_switches(axes, [cell.group for cell in cells])
-
-
-def _masked_metric(run: Run, metric: str) -> dict[int, float]:
-    """Returns the metric of the sparse model at each step: masked evaluations while training is dense."""
-    values = {}
-    for record in run.evals:
-        waits = record.get("phase") == "dense" and run.recipe != "dense"
-        source = record.get("masked") if waits else record
-        if source is not None and source.get(metric) is not None:
-            values[int(record["step"])] = float(source[metric])
-    return values
-
-
-def _first_sparse(cell: CellRuns, series: Series) -> int:
-    """Returns the index of the first step from which every run of the cell is sparse; 0 for dense ones."""
-    if cell.recipe == "dense":
-        return 0
-    dense = {r["step"] for run in cell.drawn for r in run.evals if r.get("phase") == "dense"}
-    return next((i for i, step in enumerate(series.steps) if step not in dense), len(series.steps) - 1)
 
 
 def draw_distances(columns: Mapping[str, Sequence[Score]]) -> Figure | None:

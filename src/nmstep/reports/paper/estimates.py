@@ -105,7 +105,7 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
         second: values by seed.
 
     Returns:
-        The difference, or None where no seed is common with finite values.
+        The difference, or None where no seed is common or a value of a common one is not finite.
 
     Raises:
         ImportError: scipy is not installed.

@@ -169,6 +169,8 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     _check_keys(values, _STUDY_KEYS, str(path))
+    if not isinstance(values["cells"], list):
+        raise ValueError(f"{path}: expected a list as cells, found {type(values['cells']).__name__}")
     return dict(values)
 
 

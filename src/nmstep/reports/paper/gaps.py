@@ -33,6 +33,7 @@ class Gap:
         noisy: whether the gap is within the larger standard deviation of the two; None for single seeds.
         closed: the share of it that STEP wins back; None where there is no gap, or no STEP.
         gain: STEP minus SR-STE, seed by seed.
+        diverged: whether they cannot be compared because a run of theirs ended at no finite number.
         order: the rows from best to worst, as text, where dense, STEP and SR-STE are all there.
         in_order: whether that is dense ≥ STEP > SR-STE > ASP, as far as these are there.
     """
@@ -47,6 +48,7 @@ class Gap:
     noisy: bool | None = None
     closed: float | None = None
     gain: Difference | None = None
+    diverged: bool = False
     order: str = ""
     in_order: bool | None = None
 
@@ -75,6 +77,7 @@ class Gap:
             "noisy": self.noisy,
             "closed": self.closed,
             "step_minus_sr_ste": None if self.gain is None else self.gain.to_dict(),
+            "diverged": self.diverged,
             "order": self.order,
             "in_order": self.in_order,
         }
@@ -160,7 +163,9 @@ def _gap(name: str, scores: Sequence[Score], dense_score: Score | None, loss: bo
         found |= _behind(values, higher)
     if (step := recipes["step"]) is not None and "step" in values:
         found["rows"] = (step.cell.row, srste.cell.row)
-        found["gain"] = difference(values["step"].values, values["sr-ste"].values)
+        pair = values["step"], values["sr-ste"]
+        found["gain"] = difference(pair[0].values, pair[1].values)
+        found["diverged"] = not all(math.isfinite(value.center) for value in pair)
     if {"dense", "step"} <= values.keys() and all(math.isfinite(v.center) for v in values.values()):
         rows = [(_sign(higher) * v.center, s.cell.row) for r, v in values.items() if (s := recipes[r])]
         found["order"] = _ranked(rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nmstep.reports.paper.folder import StudyRuns
 from nmstep.reports.paper.formats import percent
 from nmstep.reports.paper.gaps import one
-from nmstep.reports.paper.panels import cell_look
+from nmstep.reports.paper.looks import cell_look
 from nmstep.reports.paper.scores import Score, run_table, score_tables, scores_of
 from nmstep.reports.paper.shown import Held, Picture, Shown, Table, Verdict
 from nmstep.reports.plots.scales import metric_label

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nmstep.reports.paper.folder import CellRuns, StudyRuns
 from nmstep.reports.paper.formats import percent, tiny
-from nmstep.reports.paper.panels import cell_look, draw_line
+from nmstep.reports.paper.looks import cell_look
 from nmstep.reports.paper.samples import SHARES, Samples, samples_of, value_at
 from nmstep.reports.paper.scores import Score, run_table, scores_of
 from nmstep.reports.paper.shown import Held, Picture, Shown, Table, Verdict
-from nmstep.reports.plots.series import mean_series
+from nmstep.reports.plots.series import draw_line, mean_series
 from nmstep.reports.plots.style import grid, legend_below, mark_switches
 
 if TYPE_CHECKING:

@@ -28,8 +28,10 @@ def judge_gaps(gaps: Sequence[Gap], losses: Sequence[Gap], closed: Any = None) -
     """
     known = [gap for gap in gaps if gap.gain is not None]
     telling = [gap for gap in known if gap.noisy is False or (gap.gain is not None and gap.gain.significant)]
+    diverged = [gap for gap in gaps if gap.diverged]
     sentences = [
-        _gain_sentence(known, telling),
+        _gain_sentence(known, telling) if known or not diverged else "",
+        _diverged_sentence(diverged),
         _loss_sentence(losses),
         _closed_sentence(gaps, closed),
         _order_sentence(gaps),
@@ -71,6 +73,13 @@ def _gain_sentence(known: Sequence[Gap], telling: Sequence[Gap]) -> str:
 
 def _of(count: int, items: Sequence[Any]) -> str:
     return f"{count} of {len(items)} comparison{'' if len(items) == 1 else 's'}"
+
+
+def _diverged_sentence(diverged: Sequence[Gap]) -> str:
+    if not diverged:
+        return ""
+    where = ", ".join(gap.where for gap in diverged)
+    return f"A run of {' or '.join(diverged[0].rows)} ended at no finite number on {where}, which is not counted."
 
 
 def _loss_sentence(losses: Sequence[Gap]) -> str:

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["metric_label", "scale_metric"]
 
-_UNITS = {"accuracy": "accuracy (%)", "perplexity": "perplexity", "loss": "loss (nats)"}
+_UNITS = {
+    "accuracy": "accuracy (%)",
+    "f1": "F1 (%)",
+    "matthews": "Matthews × 100",
+    "pearson": "Pearson × 100",
+    "bleu": "BLEU",
+    "loss": "loss (nats)",
+}
 _ACCURACY_TICKS = (0, 50, 80, 90, 95, 97, 98, 99, 99.5, 99.8)
 _ROOM = 0.1  # percent; keeps an accuracy of exactly 100 % on the axis
 

@@ -1,14 +1,19 @@
-"""Curves over optimizer steps, averaged over the runs of a group."""
+"""Curves over optimizer steps, averaged over the runs of a group, and how they are drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from nmstep.reports.plots.style import Look
 from nmstep.reports.runs import Run
 
-__all__ = ["Series", "mean_series"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Series", "draw_line", "mean_series"]
 
 _MOST_POINTS = 1500
 
@@ -73,3 +78,39 @@ def _spread(values: list[float], log: bool) -> tuple[float, float, float]:
         return mean, mean, mean
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
     return mean, mean - std, mean + std
+
+
+def draw_line(
+    axes: Axes, series: Series, look: Look, label: str, first: int = 0, *, thin: bool = False
+) -> None:
+    """Draws a mean with its band.
+
+    Args:
+        axes: to draw on.
+        series: what to draw.
+        look: how.
+        label: for the legend.
+        first: index up to which the line is thin and dotted, since training was still dense.
+        thin: draw all of it thin and without markers, for values that jump from step to step.
+    """
+    if first:
+        axes.plot(
+            series.steps[: first + 1],
+            series.mean[: first + 1],
+            color=look.color,
+            linewidth=1.2,
+            linestyle=":",
+            label=f"{label} while dense, with its mask",
+        )
+    axes.plot(
+        series.steps[first:],
+        series.mean[first:],
+        color=look.color,
+        linewidth=1.0 if thin else 1.9,
+        linestyle="-" if thin else look.line,
+        label=label,
+        marker=None if thin else look.marker or None,
+        markersize=4.5,
+        markevery=max(1, (len(series.steps) - first) // 8),
+    )
+    axes.fill_between(series.steps, series.low, series.high, color=look.color, alpha=0.16, linewidth=0)

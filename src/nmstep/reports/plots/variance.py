@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from nmstep.reports.groups import Group, group_runs
-from nmstep.reports.plots.series import mean_series
+from nmstep.reports.plots.series import draw_line, mean_series
 from nmstep.reports.plots.style import grid, legend_below, look_of, mark_switches, panel_keys
 from nmstep.reports.runs import Run
 
@@ -56,20 +56,7 @@ def _draw_panel(axes: Axes, groups: list[Group], column: str) -> None:
         look = look_of(group, groups)
         series = mean_series(group.drawn, lambda run: _samples(run, column), log=True)
         if series is not None:
-            axes.plot(
-                series.steps,
-                series.mean,
-                color=look.color,
-                linewidth=1.7,
-                linestyle=look.line,
-                label=group.label,
-                marker=look.marker or None,
-                markersize=4.5,
-                markevery=max(1, len(series.steps) // 7),
-            )
-            axes.fill_between(
-                series.steps, series.low, series.high, color=look.color, alpha=0.15, linewidth=0
-            )
+            draw_line(axes, series, look, group.label)
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer steps", fontsize=10)
     mark_switches(axes, groups)

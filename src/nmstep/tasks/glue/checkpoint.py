@@ -39,7 +39,7 @@ class Encoder:
 
     def model(self) -> nn.Module:
         """Returns a copy of the model, its fresh modules drawn from torch's global random generator."""
-        model = copy.deepcopy(self.template)
+        model = copy.deepcopy(self.template).train()  # transformers loads it for evaluation: without dropout
         modules = dict(model.named_modules())
         with torch.no_grad():
             for name in self.fresh:

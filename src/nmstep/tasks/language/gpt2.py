@@ -168,7 +168,7 @@ class Gpt2Checkpoint:
                 f"the checkpoint model={self.name!r} is of another model: {', '.join(missing[:3])} "
                 f"{'and more ' if len(missing) > 3 else ''}missing in it"
             )
-        loaded: nn.Module = model
+        loaded: nn.Module = model.train()  # transformers loads it for evaluation: without dropout
         return loaded
 
 
