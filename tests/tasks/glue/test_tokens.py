@@ -5,8 +5,8 @@ import torch
 
 from glue_tiny import SPECIAL, WORDS, write_tokenizer
 from nmstep.tasks.glue.sources import GlueExamples
-from nmstep.tasks.glue.tokens import BucketOrder, TokenSet, tokenise
-from nmstep.tasks.order import EpochOrder
+from nmstep.tasks.glue.tokens import TokenSet, tokenise
+from nmstep.tasks.order import BucketOrder, EpochOrder
 
 transformers = pytest.importorskip("transformers")
 

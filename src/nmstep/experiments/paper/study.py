@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,12 +169,10 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         """Returns the study as JSON values."""
         values = {name: getattr(self, name) for name in ("name", "title", "claim", "view", "facts")}
-        drifts = [asdict(item)["start"] for item in self.before if isinstance(item, Drift)]
         files = [item.file for item in self.before if not isinstance(item, RunConfig)]
         return {
             **values,
             "notes": list(self.notes),
             "cells": [cell.to_dict() for cell in self.cells],
             "files": files,
-            "starts": drifts,
         }

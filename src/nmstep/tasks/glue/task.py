@@ -15,8 +15,8 @@ from nmstep.tasks.glue import sources
 from nmstep.tasks.glue.checkpoint import Encoder, load_encoder
 from nmstep.tasks.glue.files import read_glue
 from nmstep.tasks.glue.sources import GlueExamples, GlueSource
-from nmstep.tasks.glue.tokens import BucketOrder, TokenSet, tokenise
-from nmstep.tasks.order import EpochOrder, generator
+from nmstep.tasks.glue.tokens import TokenSet, tokenise
+from nmstep.tasks.order import BucketOrder, EpochOrder, generator
 from nmstep.tasks.task import Batch, Task, TaskDefaults, device_of
 
 _EPOCHS, _BATCH_SIZE, _WARMUP = 3, 32, 0.1

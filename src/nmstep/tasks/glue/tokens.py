@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from nmstep.tasks.glue.sources import GlueExamples
-from nmstep.tasks.order import EpochOrder, generator
 from nmstep.tasks.task import Batch
 
 _TEXTS_AT_ONCE = 10_000
 _MULTIPLE = 8
-_BATCHES_PER_BUCKETING = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,34 +94,3 @@ def tokenise(examples: GlueExamples, tokenizer: Any, *, max_length: int) -> Toke
         padding=int(tokenizer.pad_token_id),
         most=max_length,
     )
-
-
-class BucketOrder:
-    """Which examples a step sees when those of like length go together: still a pure function.
-
-    The stream of shuffled epochs is cut into stretches of 50 batches (of fewer where an epoch is shorter). Each
-    stretch is sorted by length, cut into batches, and the batches are shuffled. Every example of the stream is
-    seen once, at most 49 steps earlier or later than without bucketing.
-
-    Args:
-        lengths: int64 (examples,) tokens of each example.
-    """
-
-    def __init__(self, lengths: Tensor) -> None:
-        self._lengths = lengths
-        self._order = EpochOrder(len(lengths))
-
-    def indices(self, step: int, *, seed: int, batch_size: int) -> Tensor:
-        """Returns the examples of one step, int64 (batch_size,).
-
-        Raises:
-            ValueError: if `step` is negative or `batch_size` below 1.
-        """
-        if step < 0 or batch_size < 1:
-            return self._order.indices(step, seed=seed, batch_size=batch_size)  # which rejects them
-        batches = max(1, min(_BATCHES_PER_BUCKETING, len(self._lengths) // batch_size))
-        stretch, place = divmod(step, batches)
-        stream = self._order.indices(stretch, seed=seed, batch_size=batches * batch_size)
-        by_length = stream[self._lengths[stream].sort(stable=True).indices].view(batches, batch_size)
-        shuffled = torch.randperm(batches, generator=generator("buckets", seed, stretch))
-        return by_length[shuffled[place]]

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from nmstep.packages import require
 from nmstep.tasks.models.transformer import BOS, PAD, Transformer
+from nmstep.tasks.order import BucketOrder
 from nmstep.tasks.task import Batch, Task, TaskDefaults, device_of
 from nmstep.tasks.translation.bpe import Sentences, SharedBpe
 from nmstep.tasks.translation.files import Corpus, read_parallel
 from nmstep.tasks.translation.moses import unescape_corpus, warn_if_escaped
-from nmstep.tasks.translation.order import LengthOrder
 from nmstep.tasks.translation.search import EXTRA_LENGTH, translate
 
 _EVALUATED_AT_ONCE = 100  # sentences
@@ -28,7 +28,7 @@ class Wmt17DeEn(Task):
     embedding, which is the output layer too and so stays dense.
 
     A batch is `batch_size` sentence pairs of similar length (see
-    `nmstep.tasks.translation.order.LengthOrder`): the paper's 25,000 tokens a side are about 768 pairs of
+    `nmstep.tasks.order.BucketOrder`): the paper's 25,000 tokens a side are about 768 pairs of
     WMT17. Training pairs with an empty side, or with more than `max_length` tokens on one, are left out.
 
     **How translations are scored.** "bleu" is sacrebleu's corpus BLEU of the detokenised translations against
@@ -146,7 +146,7 @@ class Wmt17DeEn(Task):
                 f"text, of at most max_length={self._max_length} tokens; raise max_length or give other text"
             )
         # Both sides of a batch are padded to its longest sentence.
-        self._order = LengthOrder(lengths.amax(dim=0)[self._kept])
+        self._order = BucketOrder(lengths.amax(dim=0)[self._kept])
         longest = max(self._max_length, *(int(side.lengths.max()) for side in self._test))
         self._sizes["context"] = longest + EXTRA_LENGTH
 
