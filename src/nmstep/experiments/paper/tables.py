@@ -129,6 +129,11 @@ def theorem1(scope: Scope) -> Study:
         claim="The distance is bounded; the later the switch, the smaller the bound over the steps that remain.",
         view="bound",
         before=drifts,
+        notes=(
+            "That the bound is smaller for a later start follows from its formula; the distance is measured.",
+            "The bound is derived here from the definition of the corrected variance, for every run and without "
+            "assumptions: (1 − β2^(t−t0)) / (1 − β2^t) times the largest squared gradient seen.",
+        ),
     )
 
 
