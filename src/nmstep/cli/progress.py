@@ -37,7 +37,7 @@ class _Count(ProgressColumn):
     """Steps taken of all."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.completed:.0f}/{task.total or 0:.0f}")
+        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
 
 
 def _bars() -> Progress:

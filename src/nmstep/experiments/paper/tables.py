@@ -120,7 +120,12 @@ def table5(_scope: Scope) -> Study:
         claim="BERT-Base and GPT-2 shrink to the printed sizes, which count values alone.",
         view="storage",
         facts={"rows": storage_rows()},
-        notes=("Values take 2 bytes. Nothing was run.",),
+        notes=(
+            "Sizes in MB (10⁶ bytes), 2 bytes a value; computed from the shapes, nothing was run.",
+            "values: the kept weights of the sparse layers and the token embedding, as the paper counts. "
+            "with index: and N·ceil(log2 M) bits a group. with least index: and ceil(log2 C(M, N)) bits a group "
+            "instead. everything: with index, and all other parameters.",
+        ),
     )
 
 
