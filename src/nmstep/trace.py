@@ -73,7 +73,7 @@ class Trace:
 
     def append(self, row: dict[str, float | Tensor]) -> None:
         """Adds one step; values are floats or one-element tensors, missing ones become NaN."""
-        self._pending.append(row)
+        self._pending.append({name: _off_the_host_heap(value) for name, value in row.items()})
         if len(self._pending) >= self._block:
             self.flush()
 
@@ -139,6 +139,15 @@ class Trace:
             for row in self.rows()
             if row["z"] is not None
         ]
+
+
+def _off_the_host_heap(value: float | Tensor) -> float | Tensor:
+    """Returns a number for a tensor on the CPU, where reading costs nothing.
+
+    Kept as tensors until the block is full, they would lie between the large tensors of each step, and the
+    C library could not use that space again: the process would grow by as much every step.
+    """
+    return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
 
 def _read(values: list[float | Tensor]) -> list[float]:
