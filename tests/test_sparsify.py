@@ -198,6 +198,18 @@ def test_loss_and_learning_rate_are_traced() -> None:
     assert [r["step"] for r in sparsifier.trace.rows(start=2)] == [3]
 
 
+def test_what_is_recorded_on_the_cpu_is_read_at_once() -> None:
+    # A tensor kept until the block is full would show what was written into it since.
+    model = net()
+    opt = AdamW(model.parameters(), lr=0.5)
+    sparsifier = sparsify(model, opt, nmstep.Dense())
+    loss = torch.tensor(2.0)
+    sparsifier.log_loss(loss)
+    opt.step()
+    loss.fill_(3.0)
+    assert sparsifier.trace.rows()[0]["loss"] == 2.0
+
+
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), lambda p: AdamW(p, lr=0.1)])
 def test_a_closure_is_evaluated_once_on_the_masked_weights(
     make: Callable[[Any], torch.optim.Optimizer],

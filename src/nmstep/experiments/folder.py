@@ -15,11 +15,11 @@ __all__ = ["check_folder", "check_same", "only_one"]
 
 # What may differ between a run and its resumption: it does not change what is computed.
 _MAY_DIFFER = ("threads", "checkpoint_every")
-_PATHS = ("data", "init", "plan_file", "path")
+_PATHS = ("data", "init", "plan_file")
 
 
 def check_folder(config: RunConfig, folder: Path) -> None:
-    """Raises ValueError if ``folder`` holds a run of another configuration.
+    """Raises ValueError if ``folder`` holds {what} of another configuration.
 
     Args:
         config: resolved.
@@ -27,36 +27,37 @@ def check_folder(config: RunConfig, folder: Path) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        check_same(config, read_json(path), folder)
+        check_same(config, read_json(path), folder, what="a run")
 
 
-def check_same(config: RunConfig, saved: dict[str, Any], where: Path) -> None:
+def check_same(config: RunConfig, saved: dict[str, Any], where: Path, *, what: str) -> None:
     """Raises ValueError if what is at ``where`` was computed with another configuration.
 
     Args:
         config: resolved.
         saved: the configuration there, as :meth:`RunConfig.to_dict` gave it.
         where: for the message.
+        what: is there; for the message.
     """
     there = RunConfig.from_dict(saved, source=str(where)).to_dict()
     own = config.to_dict()
     differing = [
         f"{key} is {there.get(key)!r} there, {own.get(key)!r} here"
         for key in sorted({*there, *own} - set(_MAY_DIFFER))
-        if _comparable(key, there.get(key)) != _comparable(key, own.get(key))
+        if _comparable(there.get(key), key in _PATHS) != _comparable(own.get(key), key in _PATHS)
     ]
     if differing:
         raise ValueError(
-            f"{str(where)!r} holds a run of another configuration: {'; '.join(differing)}. Resume it with "
+            f"{str(where)!r} holds {what} of another configuration: {'; '.join(differing)}. Resume it with "
             f"its own configuration, or choose another folder"
         )
 
 
-def _comparable(key: str, value: Any) -> Any:
+def _comparable(value: Any, may_be_path: bool) -> Any:
     """Returns paths that exist in one spelling, and any other value as it is."""
-    if isinstance(value, dict):
-        return {name: _comparable("path", item) for name, item in value.items()}
-    path = key in _PATHS and isinstance(value, str) and Path(value).exists()
+    if isinstance(value, dict):  # options of a task, which may name text or a model
+        return {name: _comparable(item, True) for name, item in value.items()}
+    path = may_be_path and isinstance(value, str) and Path(value).exists()
     return str(Path(value).resolve()) if path else value
 
 

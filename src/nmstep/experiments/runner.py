@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from nmstep.experiments.folder import check_folder, only_one
 from nmstep.experiments.metrics import MetricsLog, read_metrics
 from nmstep.experiments.progress import Progress, Silent, Status
 from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
-from nmstep.experiments.training import Training, load_task
+from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import save_weights
 
 __all__ = ["run"]
@@ -70,28 +68,10 @@ def run(
     if (folder / "result.json").exists():
         return read_json(folder / "result.json")
     folder.mkdir(parents=True, exist_ok=True)
-    with _surroundings(config, folder):
+    with only_one(folder), surroundings(config):
         reset_peak_memory(config.device)
         training = Training(config, task)
         return _Run(training, folder, progress or Silent()).go()
-
-
-@contextmanager
-def _surroundings(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Gives the run its threads and random numbers, the caller its own back, and others no way in."""
-    threads = torch.get_num_threads()
-    with only_one(folder), torch.random.fork_rng(devices=_gpus(config)):
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _gpus(config: RunConfig) -> list[torch.device]:
-    device = torch.device(config.device or "cpu")
-    return [device] if device.type == "cuda" else []
 
 
 class _Run:

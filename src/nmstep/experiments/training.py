@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nmstep.plan import SparsityPlan
 from nmstep.recipes import Recipe
 from nmstep.tasks import Task, load
 
-__all__ = ["Training", "learning_rate", "load_task", "make_plan", "recipe_of"]
+__all__ = ["Training", "learning_rate", "load_task", "make_plan", "recipe_of", "surroundings"]
 
 
 def load_task(config: RunConfig) -> Task:
@@ -35,6 +36,19 @@ def load_task(config: RunConfig) -> Task:
         if option == "data":
             raise ValueError("task_options holds 'data'; give it as the key data of its own")
     return load(config.task, data=config.data, **config.task_options)
+
+
+@contextmanager
+def surroundings(config: RunConfig) -> Iterator[None]:
+    """Gives a ``with`` block the configuration's threads; its caller gets threads and random numbers back."""
+    threads = torch.get_num_threads()
+    device = torch.device(config.device or "cpu")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_num_threads(config.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def make_plan(config: RunConfig, model: nn.Module) -> SparsityPlan | None:

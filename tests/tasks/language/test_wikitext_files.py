@@ -95,7 +95,9 @@ def test_damaged_tables_are_named(tmp_path):
     (tmp_path / "test.parquet").unlink()
     for split in ("train", "test"):
         (tmp_path / f"wikitext-{split}.arrow").write_bytes(b"no stream")
-    with pytest.raises(ValueError, match=r"cannot read '.*wikitext-train.arrow' as an arrow stream"):
+    with pytest.raises(
+        ValueError, match=r"cannot read '.*wikitext-train.arrow' as arrow: .*; download it again"
+    ):
         read(tmp_path)
 
 

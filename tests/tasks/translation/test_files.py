@@ -192,7 +192,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     pytest.importorskip("datasets")
     for stem in ("train", "test"):
         (tmp_path / f"{stem}.parquet").write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match=r"cannot read .*train.parquet as parquet: .*; fetch it again"):
+    with pytest.raises(ValueError, match=r"cannot read .*train.parquet as parquet: .*; download it again"):
         read(tmp_path)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from nmstep.experiments.paper.images import images
 from nmstep.experiments.paper.study import Cell, Study
 from nmstep.experiments.paper.translation import translation
@@ -11,12 +14,13 @@ __all__ = ["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8"]
 
 # Where SR-STE loses something on small data too; at 1:8 it loses nothing on digits.
 _AGGRESSIVE = "1:16"
+_RECIPES = (("dense", "dense"), ("ASP", "asp"), ("SR-STE", "sr-ste"), ("STEP", "step"))
 
 
 def fig1(scope: Scope) -> Study:
     """Returns dense and SR-STE training under momentum SGD and under Adam."""
     cells = []
-    for workload in _images(scope):
+    for workload in scope.chosen(images(scope)):
         for optimizer, label in (("sgd", "momentum SGD"), ("adamw", "Adam")):
             rate = {"lr": 0.1} if optimizer == "sgd" else {}
             for row, recipe in (("dense", "dense"), ("SR-STE", "sr-ste")):
@@ -35,7 +39,7 @@ def fig1(scope: Scope) -> Study:
 def fig2(scope: Scope) -> Study:
     """Returns the norm of the variance in dense and in SR-STE training."""
     cells = []
-    for workload in _images(scope):
+    for workload in scope.chosen(images(scope)):
         cells.append(workload.cell("dense", "dense", column=workload.title))
         cells += [
             workload.cell(f"SR-STE {pattern}", "sr-ste", pattern, column=workload.title)
@@ -54,7 +58,7 @@ def fig2(scope: Scope) -> Study:
 def fig3(scope: Scope) -> Study:
     """Returns the change of the variance from step to step in dense training, and where AutoSwitch fires."""
     cells = []
-    for workload in _images(scope):
+    for workload in scope.chosen(images(scope)):
         cells.append(workload.cell("dense", "dense", column=workload.title))
         cells.append(workload.cell("STEP", "step", _AGGRESSIVE, column=workload.title))
     return Study(
@@ -69,12 +73,12 @@ def fig3(scope: Scope) -> Study:
 
 def fig4(scope: Scope) -> Study:
     """Returns ASP, SR-STE and STEP at several patterns on the first data set."""
-    return _patterns("fig4", [w for w in _images(scope) if w.settings["task"] == "cifar10"])
+    return _patterns("fig4", [w for w in scope.chosen(images(scope)) if w.settings["task"] == "cifar10"])
 
 
 def fig5(scope: Scope) -> Study:
     """Returns ASP, SR-STE and STEP at several patterns on the second data set."""
-    return _patterns("fig5", [w for w in _images(scope) if w.settings["task"] != "cifar10"])
+    return _patterns("fig5", [w for w in scope.chosen(images(scope)) if w.settings["task"] != "cifar10"])
 
 
 def _patterns(name: str, workloads: list[Workload]) -> Study:
@@ -88,32 +92,42 @@ def _patterns(name: str, workloads: list[Workload]) -> Study:
     )
 
 
-def recipe_cells(workload: Workload) -> list[Cell]:
-    """Returns dense, ASP, SR-STE and STEP of a workload at each of its patterns."""
-    cells = []
-    for pattern in workload.patterns:
-        column = f"{workload.title}, {pattern}"
-        cells.append(workload.cell("dense", "dense", column=column))
-        cells += [
-            workload.cell(row, recipe, pattern, column=column)
-            for row, recipe in (("ASP", "asp"), ("SR-STE", "sr-ste"), ("STEP", "step"))
-        ]
-    return cells
+def recipe_cells(
+    workload: Workload,
+    rows: Sequence[tuple[str, str]] = _RECIPES,
+    *,
+    patterns: Sequence[str] | None = None,
+    **changes: Any,
+) -> list[Cell]:
+    """Returns recipes of a workload at each of its patterns.
+
+    Args:
+        workload: the task.
+        rows: label and recipe of each row; a dense one is repeated at each pattern, for comparison.
+        patterns: in place of the workload's own.
+        **changes: keys of the configuration.
+    """
+    return [
+        workload.cell(
+            row,
+            recipe,
+            None if recipe == "dense" else pattern,
+            column=f"{workload.title}, {pattern}",
+            **changes,
+        )
+        for pattern in patterns or workload.patterns
+        for row, recipe in rows
+    ]
 
 
 def fig6(scope: Scope) -> Study:
     """Returns Decaying Mask with and without a dense phase before it, in translation."""
-    workload = translation(scope)
-    chosen = scope.only is None or workload.name in scope.only
-    cells = []
-    for pattern in workload.patterns if chosen else ():
-        column = f"{workload.title}, {pattern}"
-        cells.append(workload.cell("dense", "dense", column=column))
-        for row, share in (("Decaying Mask", None), ("Decaying Mask, dense phase", 0.2)):
-            options = workload.option("decaying-mask", dense_steps=share)
-            cells.append(workload.cell(row, "decaying-mask", pattern, column=column, options=options))
-        cells.append(workload.cell("SR-STE", "sr-ste", pattern, column=column))
-        cells.append(workload.cell("STEP", "step", pattern, column=column))
+    cells: list[Cell] = []
+    for workload in scope.chosen([translation(scope)]):
+        cells += recipe_cells(workload, (("dense", "dense"), ("Decaying Mask", "decaying-mask")))
+        later = workload.option("decaying-mask", dense_steps=0.2)
+        cells += recipe_cells(workload, (("Decaying Mask, dense phase", "decaying-mask"),), options=later)
+        cells += recipe_cells(workload, (("SR-STE", "sr-ste"), ("STEP", "step")))
     return Study(
         name="fig6",
         title="Decaying Mask with and without a dense phase",
@@ -126,7 +140,7 @@ def fig6(scope: Scope) -> Study:
 def fig7(scope: Scope) -> Study:
     """Returns STEP with its switch fixed at shares of the run from 10 to 90 percent."""
     cells = []
-    for workload in _images(scope):
+    for workload in scope.chosen(images(scope)):
         fine = scope.scale == "full" or workload.name == "digits"
         for share in (10, 20, 30, 40, 50, 60, 70, 80, 90) if fine else (10, 30, 50, 70, 90):
             options = workload.option("step", switch=f"at:{share / 100}", window=None, clip=None)
@@ -150,17 +164,16 @@ def fig7(scope: Scope) -> Study:
 
 def fig8(scope: Scope) -> Study:
     """Returns STEP with its variance frozen, and updated, in the mask phase."""
-    cells = []
-    for workload in _images(scope):
+    cells: list[Cell] = []
+    rows = (
+        ("dense", "dense"),
+        ("SR-STE", "sr-ste"),
+        ("STEP, variance updated", "step-updated"),
+        ("STEP", "step"),
+    )
+    for workload in scope.chosen(images(scope)):
         fine = scope.scale == "full" or workload.name == "digits"
-        for pattern in workload.patterns if fine else (_AGGRESSIVE,):
-            column = f"{workload.title}, {pattern}"
-            cells += [
-                workload.cell("dense", "dense", column=column),
-                workload.cell("SR-STE", "sr-ste", pattern, column=column),
-                workload.cell("STEP, variance updated", "step-updated", pattern, column=column),
-                workload.cell("STEP", "step", pattern, column=column),
-            ]
+        cells += recipe_cells(workload, rows, patterns=None if fine else (_AGGRESSIVE,))
     return Study(
         name="fig8",
         title="STEP with the variance frozen or updated in the mask phase",
@@ -168,7 +181,3 @@ def fig8(scope: Scope) -> Study:
         view="scores",
         cells=tuple(cells),
     )
-
-
-def _images(scope: Scope) -> list[Workload]:
-    return [w for w in images(scope) if scope.only is None or w.name in scope.only]

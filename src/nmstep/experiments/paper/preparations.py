@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmstep.experiments.config import RunConfig
 from nmstep.experiments.files import write_json
 from nmstep.experiments.paper.study import Drift, LayerSearch, run_name
-from nmstep.experiments.training import Training, load_task
+from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import load_weights
 from nmstep.recipes.layerwise import dominosearch
 
@@ -40,7 +38,7 @@ def search_layers(search: LayerSearch, store: Path) -> Path:
     size = config.batch_size
     batches = [task.batch(step, seed=config.seed, batch_size=size) for step in range(200)]
     settings: dict[str, Any] = dict(search.settings)
-    with _surroundings(config):
+    with surroundings(config):
         model = task.model()
         load_weights(model, store / run_name(search.config))
         plan = dominosearch(
@@ -54,18 +52,6 @@ def search_layers(search: LayerSearch, store: Path) -> Path:
         )
     plan.save(path)
     return path
-
-
-@contextmanager
-def _surroundings(config: RunConfig) -> Iterator[None]:
-    """Gives the work the configuration's threads, and the caller its own and its random numbers back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure_drift(drift: Drift, store: Path) -> Path:
@@ -94,7 +80,7 @@ def measure_drift(drift: Drift, store: Path) -> Path:
     config = drift.config.resolve(task.defaults)
     assert config.steps is not None
     start = max(1, round(drift.start * config.steps))  # before the first step there is no variance
-    with _surroundings(config):
+    with surroundings(config):
         rows = list(_drift_rows(Training(config, task), start))
     store.mkdir(parents=True, exist_ok=True)
     write_json(

@@ -160,7 +160,7 @@ def _check(found: Study, store: Path) -> None:
     for item in found.before:
         if isinstance(item, Drift) and (store / item.file).exists():
             path = store / item.file
-            check_same(resolved(item.config), read_json(path).get("config", {}), path)
+            check_same(resolved(item.config), read_json(path).get("config", {}), path, what="a measurement")
 
 
 def _configs(found: Study) -> Iterable[RunConfig]:

@@ -23,7 +23,7 @@ _SMALL_GPT = (
 
 def table1(scope: Scope) -> Study:
     """Returns three switch criteria, all decided on the same recorded dense runs."""
-    workloads = _chosen(scope, [*images(scope), *masked_language_model(scope), *glue(scope)[:1]])
+    workloads = scope.chosen([*images(scope), *masked_language_model(scope), *glue(scope)[:1]])
     return Study(
         name="table1",
         title="Where three criteria switch, and how much the variance still changes after",
@@ -40,7 +40,7 @@ def table2(scope: Scope) -> Study:
         title="GLUE at 2:4",
         claim="STEP is above SR-STE and ASP on every task and closes 89 % of SR-STE's gap to dense on average.",
         view="scores",
-        cells=tuple(cell for workload in _chosen(scope, glue(scope)) for cell in recipe_cells(workload)),
+        cells=tuple(cell for workload in scope.chosen(glue(scope)) for cell in recipe_cells(workload)),
         facts={"closed": 0.89},
     )
 
@@ -71,7 +71,7 @@ def table4(scope: Scope) -> Study:
     """Returns DominoSearch with and without STEP at one N for each layer."""
     cells: list[Cell] = []
     before: list[Preparation] = []
-    for workload in _chosen(scope, images(scope)):
+    for workload in scope.chosen(images(scope)):
         dense = workload.run("dense", seed=0)
         before.append(dense)
         cells.append(workload.cell("dense", "dense"))
@@ -133,7 +133,7 @@ def theorem1(scope: Scope) -> Study:
     """Returns the measured distance of the variance from that of a fixed step, beside its bound."""
     drifts = tuple(
         Drift(config=workload.run("dense", seed=0), start=start)
-        for workload in _chosen(scope, images(scope)[:1] if scope.scale == "cpu" else images(scope))
+        for workload in scope.chosen(images(scope)[:1] if scope.scale == "cpu" else images(scope))
         for start in (0.1, 0.2, 0.5)
     )
     return Study(
@@ -148,7 +148,3 @@ def theorem1(scope: Scope) -> Study:
             "assumptions: (1 − β2^(t−t0)) / (1 − β2^t) times the largest squared gradient seen.",
         ),
     )
-
-
-def _chosen(scope: Scope, workloads: list[Workload] | tuple[Workload, ...]) -> list[Workload]:
-    return [w for w in workloads if scope.only is None or w.name in scope.only]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,10 @@ class Scope:
     def file(self, name: str) -> str:
         """Returns the path of what a preparation writes."""
         return str(self.store / name)
+
+    def chosen(self, workloads: Iterable[Workload]) -> list[Workload]:
+        """Returns those of the workloads that ``only`` names."""
+        return [w for w in workloads if self.only is None or w.name in self.only]
 
 
 @dataclass(frozen=True, kw_only=True)

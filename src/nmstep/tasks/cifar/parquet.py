@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nmstep.packages import require
 from nmstep.tasks.images import ImageSet
-from nmstep.tasks.quiet import quiet_datasets
+from nmstep.tasks.tables import load_hub, open_parquet
 
 _IMAGE_COLUMNS = ("img", "image")
 
@@ -32,18 +31,10 @@ def read_files(
         ValueError: if a file is damaged, a column is missing, an image is not 32 × 32 or a label is
             out of range.
     """
-    datasets = _datasets()
     sets = []
-    with quiet_datasets(datasets), tempfile.TemporaryDirectory() as cache:
-        for files in (train, test):
-            paths = [str(file) for file in files]
-            try:
-                table = datasets.Dataset.from_parquet(paths, cache_dir=cache)
-            except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-                raise ValueError(
-                    f"cannot read {', '.join(paths)} as parquet: {error.__cause__ or error}"
-                ) from error
-            sets.append(_image_set(datasets, table, label_columns, classes, ", ".join(paths)))
+    for files in (train, test):
+        with open_parquet(files) as table:
+            sets.append(_image_set(table, label_columns, classes, ", ".join(map(str, files))))
     return sets[0], sets[1]
 
 
@@ -60,31 +51,17 @@ def read_hub(name: str, label_columns: tuple[str, ...], classes: int) -> tuple[I
         ConnectionError: if the hub cannot be read.
         ValueError: as `read_files`.
     """
-    datasets = _datasets()
-    with quiet_datasets(datasets):
-        try:
-            splits = datasets.load_dataset(name)
-        except OSError as error:
-            raise ConnectionError(
-                f"cannot fetch {name!r} from the Hugging Face hub: {error}; "
-                "to work offline, give a local folder as data"
-            ) from error
-        train, test = (
-            _image_set(datasets, splits[split], label_columns, classes, f"{name} ({split})")
-            for split in ("train", "test")
-        )
+    splits = load_hub(name)
+    train, test = (
+        _image_set(splits[split], label_columns, classes, f"{name} ({split})") for split in ("train", "test")
+    )
     return train, test
 
 
-def _datasets() -> Any:
+def _image_set(table: Any, label_columns: tuple[str, ...], classes: int, where: str) -> ImageSet:
     for package in ("numpy", "PIL"):
         require(package, "images")
-    return require("datasets", "parquet files and hub names")
-
-
-def _image_set(
-    datasets: Any, table: Any, label_columns: tuple[str, ...], classes: int, where: str
-) -> ImageSet:
+    datasets = require("datasets", "images in tables")
     image = next((name for name in _IMAGE_COLUMNS if name in table.column_names), None)
     label = next((name for name in label_columns if name in table.column_names), None)
     if image is None or label is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nmstep.packages import require
 from nmstep.tasks.glue.sources import GlueExamples, GlueSource
-from nmstep.tasks.quiet import quiet_datasets
+from nmstep.tasks.tables import load_hub, read_table
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -50,15 +50,7 @@ def read_hub(source: GlueSource, name: str) -> tuple[GlueExamples, GlueExamples]
         ConnectionError: if the hub cannot be read.
         ValueError: as `read_files`.
     """
-    datasets = require("datasets", "hub names")
-    with quiet_datasets(datasets):
-        try:
-            splits = datasets.load_dataset(name, source.config)
-        except OSError as error:
-            raise ConnectionError(
-                f"cannot fetch {name!r} ({source.config}) from the Hugging Face hub: {error}; "
-                "to work offline, give a local folder as data"
-            ) from error
+    splits = load_hub(name, source.config)
     train, dev = (
         _examples(source, splits[split].data.table, f"{name} ({source.config}, {split})")
         for split in ("train", source.hub_dev)
@@ -69,21 +61,8 @@ def read_hub(source: GlueSource, name: str) -> tuple[GlueExamples, GlueExamples]
 def _read_split(source: GlueSource, files: list[Path]) -> GlueExamples:
     arrow = require("pyarrow", "parquet and arrow files")
     return _examples(
-        source, arrow.concat_tables([_read_table(file) for file in files]), ", ".join(map(str, files))
+        source, arrow.concat_tables([read_table(file) for file in files]), ", ".join(map(str, files))
     )
-
-
-def _read_table(file: Path) -> Any:
-    arrow = require("pyarrow", "parquet and arrow files")
-    try:
-        if file.suffix == ".parquet":
-            # ParquetFile, unlike read_table, takes no column from the names of the folders above.
-            return require("pyarrow.parquet", "parquet files").ParquetFile(file).read()
-        return require("pyarrow.ipc", "arrow files").open_stream(file.read_bytes()).read_all()
-    except arrow.ArrowException as error:
-        raise ValueError(
-            f"cannot read {str(file)!r} as {file.suffix[1:]}: {error}; download it again"
-        ) from error
 
 
 def _examples(source: GlueSource, table: Any, where: str) -> GlueExamples:

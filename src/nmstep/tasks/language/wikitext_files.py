@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nmstep.packages import require
 from nmstep.tasks.language.plain_text import as_lines, read_file
+from nmstep.tasks.tables import load_hub, read_table
 
 Split = Literal["valid", "test"]
 HUB_NAME = "Salesforce/wikitext"
@@ -129,34 +129,14 @@ def _read_files(files: list[Path]) -> list[str]:
     return [line for file in files for line in _READERS[file.suffix](file)]
 
 
-def _read_parquet(file: Path) -> list[str]:
-    pyarrow = require("pyarrow", "reading parquet files")
-    from pyarrow.parquet import read_table
-
-    try:
-        table = read_table(file)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"cannot read {str(file)!r} as parquet: {error}") from error
-    return _rows(table, file)
-
-
-def _read_arrow(file: Path) -> list[str]:
-    pyarrow = require("pyarrow", "reading arrow files")
-    try:
-        with pyarrow.memory_map(str(file)) as stream:
-            table = pyarrow.ipc.open_stream(stream).read_all()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"cannot read {str(file)!r} as an arrow stream: {error}") from error
-    return _rows(table, file)
-
-
-def _rows(table: object, file: Path) -> list[str]:
-    names = table.column_names  # type: ignore[attr-defined]
+def _read_rows(file: Path) -> list[str]:
+    table = read_table(file)
+    names = table.column_names
     if "text" not in names:
         raise ValueError(
             f"{str(file)!r} has the columns {', '.join(names)}: expected the lines in a column 'text'"
         )
-    return as_lines("".join(_line(row) for row in table["text"].to_pylist()))  # type: ignore[index]
+    return as_lines("".join(_line(row) for row in table["text"].to_pylist()))
 
 
 def _line(row: str | None) -> str:
@@ -165,18 +145,11 @@ def _line(row: str | None) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-_READERS = {".raw": read_file, ".tokens": read_file, ".parquet": _read_parquet, ".arrow": _read_arrow}
+_READERS = {".raw": read_file, ".tokens": read_file, ".parquet": _read_rows, ".arrow": _read_rows}
 
 
 def _read_hub(source: WikiTextSource, split: Split) -> tuple[list[str], list[str]]:
-    datasets = require("datasets", f"the hub name {HUB_NAME!r}")
-    try:
-        parts = datasets.load_dataset(HUB_NAME, source.config)
-    except OSError as error:
-        raise ConnectionError(
-            f"cannot fetch {HUB_NAME!r} ({source.config}) from the Hugging Face hub: {error}; "
-            "to work offline, give a local folder as data"
-        ) from error
+    parts = load_hub(HUB_NAME, source.config)
     names = ("train", "validation" if split == "valid" else split)
     train, scored = (as_lines("".join(_line(row) for row in parts[name]["text"])) for name in names)
     return train, scored

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from nmstep.packages import require
-from nmstep.tasks.quiet import quiet_datasets
+from nmstep.tasks.tables import load_hub, open_parquet
 
 Pairs = tuple[list[str], list[str]]
 
@@ -39,16 +37,8 @@ def read_files(files: list[Path], source: str, target: str) -> Pairs:
         ImportError: if `datasets` is not installed.
         ValueError: if a file is damaged or a language is not in it.
     """
-    datasets = require("datasets", "a folder of parquet files")
-    paths = [str(file) for file in files]
-    with quiet_datasets(datasets), tempfile.TemporaryDirectory() as cache:
-        try:
-            table = datasets.Dataset.from_parquet(paths, cache_dir=cache)
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            raise ValueError(
-                f"cannot read {', '.join(paths)} as parquet: {error.__cause__ or error}; fetch it again"
-            ) from error
-        return _sentences(table, source, target, ", ".join(paths))
+    with open_parquet(files) as table:
+        return _sentences(table, source, target, ", ".join(map(str, files)))
 
 
 def read_hub(name: str, source: str, target: str) -> dict[str, Pairs]:
@@ -64,20 +54,10 @@ def read_hub(name: str, source: str, target: str) -> dict[str, Pairs]:
         ConnectionError: if the hub cannot be read.
         ValueError: if the data set has no such pair of languages.
     """
-    datasets = require("datasets", f"the hub name {name!r}")
     # Configurations are named with English last, whichever way one translates.
     config = f"{target}-{source}" if source == "en" else f"{source}-{target}"
-    with quiet_datasets(datasets):
-        try:
-            splits = datasets.load_dataset(name, config)
-        except OSError as error:
-            raise ConnectionError(
-                f"cannot fetch {name!r} ({config}) from the Hugging Face hub: {error}; "
-                "to work offline, give a local folder as data"
-            ) from error
-        return {
-            split: _sentences(table, source, target, f"{name} ({split})") for split, table in splits.items()
-        }
+    splits = load_hub(name, config)
+    return {split: _sentences(table, source, target, f"{name} ({split})") for split, table in splits.items()}
 
 
 def _sentences(table: Any, source: str, target: str, where: str) -> Pairs:

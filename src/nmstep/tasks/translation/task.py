@@ -68,7 +68,17 @@ class Wmt17DeEn(Task):
         ValueError: if the data are missing, malformed, empty or not parallel, or an option is out of range.
     """
 
+    name = "wmt17-de-en"
     metric = "bleu"
+    defaults = TaskDefaults(
+        steps=100_000,
+        batch_size=768,
+        lr=7e-4,
+        weight_decay=0.0,
+        schedule="inverse-sqrt",
+        warmup=4000,
+        include=("encoder.*", "decoder.*"),
+    )
 
     def __init__(
         self,
@@ -90,16 +100,6 @@ class Wmt17DeEn(Task):
         label_smoothing: float = 0.1,
         beam: int = 4,
     ) -> None:
-        self.name = "wmt17-de-en"
-        self.defaults = TaskDefaults(
-            steps=100_000,
-            batch_size=768,
-            lr=7e-4,
-            weight_decay=0.0,
-            schedule="inverse-sqrt",
-            warmup=4000,
-            include=("encoder.*", "decoder.*"),
-        )
         _check("max_length", max_length, 2)
         _check("beam", beam, 1)
         if not 0 <= label_smoothing < 1:
