@@ -205,6 +205,7 @@ def test_what_is_recorded_on_the_cpu_is_read_at_once() -> None:
     sparsifier = sparsify(model, opt, nmstep.Dense())
     loss = torch.tensor(2.0)
     sparsifier.log_loss(loss)
+    backward(model)
     opt.step()
     loss.fill_(3.0)
     assert sparsifier.trace.rows()[0]["loss"] == 2.0

@@ -154,7 +154,7 @@ class Sparsifier:
         return f"Sparsifier({self.recipe.name}, step {self.step}, phase {self.phase}{switched})"
 
     def log_loss(self, loss: Tensor | float) -> None:
-        """Notes the loss of the coming step for the trace; a tensor is not read until the next flush.
+        """Notes the loss of the coming step for the trace; a tensor on a GPU is not read before the next flush.
 
         Raises:
             ValueError: ``loss`` has more than one element.
