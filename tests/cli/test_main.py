@@ -39,7 +39,7 @@ def test_no_arguments_show_the_commands(nmstep):
             "got 'many', expected INT, or none for the default",
         ),
         (["train", "--task-options", "layers"], "got 'layers', expected KEY=VALUE, as in layers=4"),
-        (["train"], "Error: recipe 'step' needs a pattern, as in pattern='2:4'"),
+        (["train"], "Error: recipe 'step' needs a pattern, as in --pattern '2:4'"),
         (["train", "--pattern", "4:2"], "Error: pattern 4:2 keeps 4 of every 2 weights"),
         (
             ["train", "--pattern", "2:4", "--task", "digit"],
@@ -49,7 +49,7 @@ def test_no_arguments_show_the_commands(nmstep):
         (["train", "--config", "no.toml"], "Error: no.toml: No such file or directory"),
         (["train", "--config", "bad.toml"], "Error: bad.toml: unknown key 'stpes'; did you mean 'steps'?"),
         (["compare", "--config", "bad.toml"], "Error: bad.toml: unknown key 'stpes'; did you mean 'steps'?"),
-        (["compare", "--seeds", "1", "1"], "Error: seeds=[1, 1]: something is in it twice"),
+        (["compare", "--seeds", "1", "1"], "Error: --seeds [1, 1]: something is in it twice"),
         (["plan", "--pattern", "two:four"], "Error: cannot read pattern 'two:four'"),
         (["plan", "--pattern", "2:4", "--exclude", "conv9"], "Error: exclude names 'conv9'"),
         (["verify", "nothing.safetensors"], "nothing.safetensors"),
@@ -224,3 +224,22 @@ def test_the_installed_command_runs():
         [sys.executable, "-m", "nmstep.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"nmstep {package.__version__}\n"
+
+
+def test_an_unknown_task_is_the_first_thing_to_be_told(nmstep):
+    status, _, err = nmstep("train", "--task", "digtis")
+    assert status == 2
+    assert "there is no task 'digtis'" in err
+    assert "'digits'" in err
+    assert "pattern" not in err
+
+
+def test_resume_alone_asks_for_the_folder(nmstep):
+    status, _, err = nmstep("train", "--resume")
+    assert (status, "give its folder as --out" in err) == (2, True)
+
+
+def test_an_unfinished_run_cannot_be_verified_yet(nmstep, tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    status, _, err = nmstep("verify", str(tmp_path))
+    assert (status, "is a run that is not finished" in " ".join(err.split())) == (2, True)

@@ -86,8 +86,8 @@ def test_all_does_each_and_goes_to_the_folder_of_the_scale(nmstep, tmp_path):
         (["fig4", "--seeds", "one"], "Error parsing --seeds: got 'one', expected INT ..."),
         (["fig4", "--seeds", "0.5"], "Error parsing --seeds: got '0.5', expected INT ..."),
         (["fig4", "--seeds"], "Error parsing --seeds: got '', expected INT ..."),
-        (["all", "--seeds", "1", "1"], "Error: seeds=[1, 1]: something is in it twice"),
-        (["fig4", "--seeds", "-1"], "Error: seed=-1: expected at least 0"),
+        (["all", "--seeds", "1", "1"], "Error: --seeds [1, 1]: something is in it twice"),
+        (["fig4", "--seeds", "-1"], "Error: --seed -1: expected at least 0"),
         (["fig4", "--scale", "huge"], "invalid choice 'huge'"),
     ],
 )

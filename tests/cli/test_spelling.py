@@ -54,4 +54,4 @@ def test_the_command_line_gives_the_configuration_back(config):
 
 def test_what_is_at_its_default_is_left_out():
     assert train_command(dataclasses.replace(FULL, data=None)).count("--data") == 0
-    assert train_command(RunConfig(pattern="2:4")) == "nmstep train --pattern 2:4"
+    assert train_command(RunConfig(pattern="2:4")) == "nmstep train --task digits --pattern 2:4"

@@ -190,8 +190,15 @@ def test_defaults_of_the_task_are_filled_in():
     defaults = TaskDefaults(steps=100, batch_size=8, lr=0.5, weight_decay=0.25)
     config = RunConfig(recipe="dense", lr=0.125, weight_decay=0.0).resolve(defaults)
     assert (config.steps, config.batch_size, config.lr, config.weight_decay) == (100, 8, 0.125, 0.0)
-    assert (config.eval_every, config.checkpoint_every) == (5, 10)
+    assert (config.eval_every, config.checkpoint_every) == (10, 10)
     assert config.resolve(defaults) == config
+
+
+def test_evaluations_and_checkpoints_are_shares_of_a_long_run():
+    config = RunConfig(recipe="dense").resolve(
+        TaskDefaults(steps=1000, batch_size=8, lr=0.5, weight_decay=0.0)
+    )
+    assert (config.eval_every, config.checkpoint_every) == (50, 100)
 
 
 @pytest.mark.parametrize(

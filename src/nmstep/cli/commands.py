@@ -189,7 +189,7 @@ class Tune:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Do a table's or figure's runs, as far as needed, and show the paper's beside.
+    """Do a table's or figure's runs, as far as needed, and show what came of them.
 
     Args:
         name: table1 to table5, fig1 to fig8, theorem1, or all.

@@ -92,6 +92,8 @@ def _from_file(name: str, arguments: list[str]) -> Any:
     file = _value("--config", arguments)
     if name == "train":
         out = _value("--out", arguments)
+        if arguments == ["--resume"]:
+            raise ValueError("--resume needs to know which run to go on with: give its folder as --out")
         if file is None and out is not None and "--resume" in arguments:
             saved = Path(out) / "config.json"
             file = str(saved) if saved.exists() else None

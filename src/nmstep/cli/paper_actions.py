@@ -40,6 +40,8 @@ def reproduce_paper(command: commands.Reproduce) -> int:
         only=command.only,
         device=command.device,
     )
+    if command.jobs < 1:
+        raise ValueError(f"jobs={command.jobs!r}: expected at least 1")
     out = command.out or Path("runs") / f"paper-{command.scale}"
     names = _names(command.name, scope)
     shown, status = [], 0

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nmstep.cli.console import errors
 from nmstep.experiments import Outcome, Status
+from nmstep.switching.reasons import reason_text
 
 __all__ = ["CompareBars", "TrainBar", "describe"]
 
@@ -25,11 +26,15 @@ def describe(status: Status) -> str:
     Example:
         >>> describe(Status(step=9, loss=0.5, phase="dense", z_mean=3.1e-8, threshold=1e-8))
         'loss 0.500 dense Z 3.1e-08 > 1e-08'
+        >>> describe(Status(step=9, loss=0.5, phase="dense", z_mean=3.1e-9, threshold=1e-8))
+        'loss 0.500 dense Z 3.1e-09 < 1e-08 (too early)'
     """
     text = f"loss {status.loss:.3f} {status.phase}"
     if status.z_mean is not None and status.threshold is not None:
-        relation = "<" if status.z_mean < status.threshold else ">"
-        text += f" Z {status.z_mean:.1e} {relation} {status.threshold:.0e}"
+        early = status.z_mean < status.threshold  # or else the masks would be on
+        text += (
+            f" Z {status.z_mean:.1e} {'<' if early else '>'} {status.threshold:.0e}{' (too early)' * early}"
+        )
     return text
 
 
@@ -37,7 +42,7 @@ class _Count(ProgressColumn):
     """Steps taken of all."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{int(task.completed)}/{int(task.total or 0)}")
+        return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
 
 
 def _bars() -> Progress:
@@ -86,10 +91,14 @@ class _Bars:
 class TrainBar(_Bars):
     """Shows one run; a :class:`~nmstep.experiments.Progress`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.task: TaskID = self.bars.add_task("reading the data", total=None, status="")
+
     def start(self, total: int, step: int) -> None:
         """Shows the bar, at the step where a resumed run goes on."""
         self.total = total
-        self.task: TaskID = self.bars.add_task("", total=total, completed=step, status="")
+        self.bars.reset(self.task, total=total, completed=step, description="", status="")
         if step:
             errors.print(f"Going on after step {step} of {total}.")
 
@@ -105,7 +114,7 @@ class TrainBar(_Bars):
 
     def switched(self, step: int, reason: str) -> None:
         """Says that the masks started."""
-        errors.print(f"Step {step}: masks on ({reason}).")
+        errors.print(f"Step {step}: masks on ({reason_text(reason)}).")
 
     def stop(self) -> None:
         """The bar stops with its block."""
@@ -125,11 +134,14 @@ class CompareBars(_Bars):
         self.active: dict[str, TaskID] = {}
         self.totals: dict[str, int] = {}
         self.done = 0
-        self.all: TaskID = self.bars.add_task("all runs".ljust(self.width), total=len(names), status="")
+        self.all: TaskID = self.bars.add_task(
+            "all runs".ljust(self.width), total=len(names), status="reading the data"
+        )
 
     def started(self, name: str, total: int, step: int) -> None:
         """Adds a bar for the run."""
         self.totals[name] = total
+        self.bars.update(self.all, status="")
         self.active[name] = self.bars.add_task(name.ljust(self.width), total=total, completed=step, status="")
 
     def update(self, name: str, status: Status) -> None:

@@ -12,17 +12,17 @@ __all__ = ["train_command"]
 
 
 def train_command(config: RunConfig) -> str:
-    """Returns the ``nmstep train`` command of a run, with a flag for whatever is not at its default.
+    """Returns the ``nmstep train`` command of a run, with its task and a flag for whatever is not at its default.
 
     Example:
         >>> train_command(RunConfig(recipe="dense", lr=5e-5, betas=(0.9, 0.98)))
-        'nmstep train --lr 5e-05 --betas 0.9 0.98 --recipe dense'
+        'nmstep train --task digits --lr 5e-05 --betas 0.9 0.98 --recipe dense'
     """
     words = ["nmstep", "train"]
     for field in (*fields(RunConfig), *fields(RecipeOptions)):
         owner: Any = config.options if field in fields(RecipeOptions) else config
         value = getattr(owner, field.name)
-        if field.name != "options" and value != _default(field):
+        if field.name != "options" and (field.name == "task" or value != _default(field)):
             words += [f"--{field.name.replace('_', '-')}", *_texts(value)]
     return shlex.join(words)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nmstep.plan import SparsityPlan
+from nmstep.switching.reasons import reason_text
 from nmstep.verify import VerifyReport
 
 __all__ = ["plan_table", "result_line", "summary", "verify_table"]
@@ -45,7 +46,12 @@ def plan_table(plan: SparsityPlan) -> Table:
 
 def verify_table(report: VerifyReport) -> Table:
     """Returns what was found about each tensor; vectors that may be dense are left out."""
-    caption = f"{report.target} is {'' if report.ok else 'NOT '}N:M"
+    planned = [tensor for tensor in report.tensors if tensor.status != "dense"]
+    comply = sum(not tensor.failed for tensor in planned)
+    caption = (
+        f"{report.target} is {'' if report.ok else 'NOT '}N:M: {comply} of {len(planned)} tensors comply, "
+        f"{len(report.tensors) - len(planned)} are dense"
+    )
     table = Table(box=SIMPLE_HEAD, caption=escape(caption), caption_justify="left")
     table.add_column("tensor", overflow="fold")
     for header in ("shape", "pattern"):
@@ -75,7 +81,7 @@ def result_line(result: Mapping[str, Any]) -> str:
     metric = result["metric"]
     parts = [f"{metric} {_value(metric, result['final'][metric])}", f"loss {result['final']['loss']:.4g}"]
     if result["switch_step"] is not None:
-        parts.append(f"masks from step {result['switch_step']} ({result['switch_reason']})")
+        parts.append(f"masks from step {result['switch_step']} ({reason_text(result['switch_reason'])})")
     if result["verified"] is not None:
         parts.append(f"N:M {'verified' if result['verified'] else 'NOT verified'}")
     parts.append(f"{result['density']:.1%} of weights kept")

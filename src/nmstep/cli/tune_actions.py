@@ -36,6 +36,7 @@ def tune_recipe(command: commands.Tune) -> int:
     tell_warnings({**tuning.outcomes, **then})
     _tell_losers(tuning)
     output.print(_grid_table(tuning))
+    say(f"{tuning.metric}, mean ± sample standard deviation; * is the best")
     _tell_followers(config, tuning)
     winner = tuning.winner
     say(f"{config.recipe} is best at lr {winner.lr:g}, batch size {winner.batch_size}:")
@@ -68,8 +69,7 @@ def _grid_table(tuning: Tuning) -> Table:
     rates = list(dict.fromkeys(point.lr for point in tuning.points))
     sizes = list(dict.fromkeys(point.batch_size for point in tuning.points))
     points = {(point.lr, point.batch_size): point for point in tuning.points}
-    caption = f"{tuning.metric}, mean ± sample standard deviation; * is the best"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("lr", justify="right")
     for size in sizes:
         steps = points[rates[0], size].steps

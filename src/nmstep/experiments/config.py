@@ -18,9 +18,11 @@ from nmstep.experiments.options import RECIPES, RecipeName, RecipeOptions
 from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 from nmstep.tasks import Schedule, TaskDefaults
+from nmstep.tasks.registry import check_name
 
 __all__ = ["RunConfig", "TrainingConfig"]
 
+_LEAST = 10  # steps between evaluations, or checkpoints, of a run too short for a share of it
 Scalar = int | float | bool | str | None
 
 
@@ -47,9 +49,9 @@ class TrainingConfig:
         init: weights to start from: a run folder or a safetensors file; none for the task's own.
         device: cpu, cuda, or another that torch knows; none for a GPU where there is one.
         precision: fp32, or bf16 for forward passes under autocast; weights and optimizer stay fp32.
-        eval_every: optimizer steps between evaluations; none for a twentieth of the run.
+        eval_every: optimizer steps between evaluations; none for a twentieth of the run, but 10 at least.
         checkpoint_every: optimizer steps between checkpoints; 0 for one at the end only; none for a tenth
-            of the run.
+            of the run, but 10 at least.
         on_nonfinite: what a NaN or infinite gradient does: stop the run, leave out the step, or nothing.
         on_indivisible: what happens to a layer that M does not divide: left dense, an error, or padded.
         include: names or globs of the only parameters that become sparse; none for the task's choice.
@@ -89,6 +91,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         schema.check_types(self)
+        check_name(self.task)
         for name, least in (
             ("steps", 1),
             ("batch_size", 1),
@@ -230,6 +233,8 @@ class RunConfig(TrainingConfig):
             batch_size=self.batch_size or defaults.batch_size,
             lr=defaults.lr if self.lr is None else self.lr,
             weight_decay=defaults.weight_decay if self.weight_decay is None else self.weight_decay,
-            eval_every=self.eval_every or max(1, steps // 20),
-            checkpoint_every=max(1, steps // 10) if self.checkpoint_every is None else self.checkpoint_every,
+            eval_every=self.eval_every or max(_LEAST, steps // 20),
+            checkpoint_every=max(_LEAST, steps // 10)
+            if self.checkpoint_every is None
+            else self.checkpoint_every,
         )

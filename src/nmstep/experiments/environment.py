@@ -26,9 +26,18 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "",
+        "command": _command(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _command() -> str:
+    if not sys.argv:
+        return ""
+    program = Path(sys.argv[0])
+    # What `python -m` leaves there is the path of a file that nobody would type.
+    name = program.name if program.name != "__main__.py" else f"python -m nmstep.{program.parent.name}"
+    return " ".join([name, *sys.argv[1:]])
 
 
 def _cpu() -> str | None:

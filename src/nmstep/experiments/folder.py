@@ -45,6 +45,7 @@ def check_same(config: RunConfig, saved: dict[str, Any], where: Path, *, what: s
         f"{key} is {there.get(key)!r} there, {own.get(key)!r} here"
         for key in sorted({*there, *own} - set(_MAY_DIFFER))
         if _comparable(there.get(key), key in _PATHS) != _comparable(own.get(key), key in _PATHS)
+        and not _moved(key, there.get(key), own.get(key))
     ]
     if differing:
         raise ValueError(
@@ -59,6 +60,13 @@ def _comparable(value: Any, may_be_path: bool) -> Any:
         return {name: _comparable(item, True) for name, item in value.items()}
     path = may_be_path and isinstance(value, str) and Path(value).exists()
     return str(Path(value).resolve()) if path else value
+
+
+def _moved(key: str, there: Any, here: Any) -> bool:
+    """Returns whether data that lay at ``there`` when the run began are now at ``here``, by the folder's name."""
+    if key != "data" or not (isinstance(there, str) and isinstance(here, str)):
+        return False
+    return not Path(there).exists() and Path(here).exists() and Path(there).name == Path(here).name
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 
 from nmstep.plan import SparsityPlan
 from nmstep.reports.groups import Group, flat_config, group_runs, recipe_label
-from nmstep.reports.plots.switching import reason_text
 from nmstep.reports.runs import Run
+from nmstep.switching.reasons import reason_text
 
 __all__ = ["gap_sentences", "plan_tables", "result_rows", "run_problems", "settings", "spread"]
 

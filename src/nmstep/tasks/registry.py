@@ -36,6 +36,11 @@ def available() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError if there is no such task; the message names the nearest."""
+    _task_type(name)
+
+
 def options(name: str) -> dict[str, object]:
     """Returns the options of a task with their defaults, without loading its data.
 

@@ -70,6 +70,11 @@ def _open_folder(folder: Path) -> Stored:
                 stored = replace(stored, promise=parse_promise(values[NM_SPARSITY], str(config)))
             return replace(stored, label=str(folder))
     found = sorted(child.name for child in folder.iterdir())
+    if "metrics.jsonl" in found and "result.json" not in found:
+        raise FileNotFoundError(
+            f"{str(folder)!r} is a run that is not finished and has no model yet: go on with it (nmstep train "
+            "--resume), or name one of its checkpoint-*.pt"
+        )
     listed = ", ".join(map(repr, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     raise FileNotFoundError(
         f"no weights in folder {str(folder)!r}: expected one of {', '.join(_WEIGHTS)}, "

@@ -11,7 +11,14 @@ def workload():
         return Workload(
             name="digits",
             title="Digits",
-            settings={"task": "digits", "steps": 4, "batch_size": 8, "device": "cpu", "threads": 1},
+            settings={
+                "task": "digits",
+                "steps": 4,
+                "batch_size": 8,
+                "checkpoint_every": 1,
+                "device": "cpu",
+                "threads": 1,
+            },
             seeds=scope.seeds or (0, 1),
         )
 

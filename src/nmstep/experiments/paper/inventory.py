@@ -110,12 +110,21 @@ def workload_names(name: str, scope: Scope) -> tuple[str, ...]:
 
 
 def check_scope(name: str, scope: Scope) -> None:
-    """Raises ValueError if there is no such study, or the scope's seeds or workloads do not fit it."""
+    """Raises what is wrong with a choice of study and scope.
+
+    Raises:
+        ValueError: there is no such study, or the scope's seeds or workloads do not fit it.
+        FileNotFoundError: there is no such folder of data.
+    """
     if name not in STUDIES:
         raise ValueError(f"there is no table or figure {name!r}: {did_you_mean(name, STUDIES)}")
     if scope.seeds is not None and (not scope.seeds or len(set(scope.seeds)) < len(scope.seeds)):
         problem = "something is in it twice" if scope.seeds else "there is nothing to run"
         raise ValueError(f"seeds={list(scope.seeds)}: {problem}")
+    if scope.data is not None and not scope.data.is_dir():
+        raise FileNotFoundError(
+            f"no folder {str(scope.data)!r}: give as data the folder that holds the data sets' own folders"
+        )
     if scope.only is None:
         return
     known = workload_names(name, scope)

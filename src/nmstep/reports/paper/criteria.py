@@ -15,8 +15,8 @@ from nmstep.reports.paper.scores import run_table, scores_of
 from nmstep.reports.paper.shown import Held, Picture, Shown, Table, Verdict
 from nmstep.reports.plots.series import mean_series
 from nmstep.reports.plots.style import INK, grid, legend_below
-from nmstep.reports.plots.switching import reason_text
 from nmstep.reports.runs import Run
+from nmstep.switching.reasons import reason_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

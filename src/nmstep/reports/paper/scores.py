@@ -13,8 +13,8 @@ from nmstep.reports.paper.folder import CellRuns, StudyRuns
 from nmstep.reports.paper.formats import NONE, decimals, estimated, joined, signed
 from nmstep.reports.paper.shown import Table
 from nmstep.reports.plots.scales import metric_label
-from nmstep.reports.plots.switching import reason_text
 from nmstep.reports.runs import Run
+from nmstep.switching.reasons import reason_text
 
 __all__ = ["Score", "paper_table", "run_table", "score", "score_tables", "scores_of", "where"]
 

@@ -10,31 +10,15 @@ from typing import TYPE_CHECKING
 from nmstep.reports.groups import Group, group_runs
 from nmstep.reports.plots.style import INK, grid, legend_below, look_of, mark_steps
 from nmstep.reports.runs import Run
+from nmstep.switching.reasons import reason_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_switch", "reason_text"]
+__all__ = ["plot_switch"]
 
-_REASONS = {
-    "threshold": "mean below threshold",
-    "t_max": "latest step allowed",
-    "scheduled": "scheduled",
-    "relative_norm": "norm change below bound",
-    "norm_ratio": "norm ratio above bound",
-}
 _MOST_POINTS = 2000
-
-
-def reason_text(reason: str) -> str:
-    """Returns the switch's reason in words.
-
-    Example:
-        >>> reason_text("t_max")
-        'latest step allowed'
-    """
-    return _REASONS.get(reason, reason)
 
 
 def plot_switch(runs: Sequence[Run]) -> Figure | None:
