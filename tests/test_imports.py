@@ -15,6 +15,7 @@ ROOMS = [
     ["names", "patterns", "packages"],
     ["layout"],
     ["masks"],
+    ["kernels"],
     ["sparsity_plan", "plan"],
     ["switching"],
     ["trace"],

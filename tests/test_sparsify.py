@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import nmstep
 from nmstep import STEP, AdamW, Recipe, SwitchAt, TraceOptions, sparsify
+from nmstep.kernels import status
 from tiny import backward, net, steps
 
 PATTERN = "2:4"
@@ -28,7 +29,8 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Muon": lambda p: torch.optim.Muon(p, lr=0.02),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
-    "nmstep": lambda p: AdamW(p, lr=0.01),
+    "nmstep": lambda p: AdamW(p, lr=0.01, fused=False),
+    "nmstep, kernels": lambda p: AdamW(p, lr=0.01, fused=True if status().threads else None),
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "asp": lambda: nmstep.ASP(PATTERN, start=3),

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nmstep.masks import nm_mask
+from nmstep.kernels import nm_mask
 from nmstep.optim import AdamW
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry, Rule, SparsityPlan, plan

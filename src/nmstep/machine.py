@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nmstep.kernels import Cut
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite, has_gradients, is_idle, nonfinite
 from nmstep.optim.layer_stats import latent_masks, layer_stats
@@ -18,8 +20,8 @@ from nmstep.optim.variance import change_sums, coordinates, has_variance, norm_s
 from nmstep.patterns import NMPattern
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import PlanEntry
-from nmstep.switching import SwitchAt, VarianceStats
-from nmstep.trace import Trace, TraceOptions
+from nmstep.switching import SwitchAt
+from nmstep.trace import Trace, TraceOptions, stats_of, variance_row
 
 __all__ = ["Phase", "StateMachine", "target"]
 
@@ -66,6 +68,7 @@ class StateMachine:
         self.masked = False  # whether the weights are masked for an evaluation only
         self._taking = False
         self._change: Tensor | None = None
+        self._in_one_pass = self._wanted_sums = False
         self._old_masks: list[Tensor] | None = None
 
     @property
@@ -83,9 +86,10 @@ class StateMachine:
         if isinstance(self.recipe.switch, SwitchAt) and self.recipe.switch.step == 0:
             self._start("scheduled")
 
-    def pattern_of(self, entry: PlanEntry) -> NMPattern:
-        """Returns the pattern in force for ``entry`` now."""
-        since = self.step - (self.switch_step if self.switch_step is not None else self.step)
+    def pattern_of(self, entry: PlanEntry, *, ahead: int = 0) -> NMPattern:
+        """Returns the pattern in force for ``entry`` now, or some steps ahead."""
+        step = self.step + ahead
+        since = step - (self.switch_step if self.switch_step is not None else step)
         return self.recipe.schedule.pattern_at(target(entry), since)
 
     def check_not_masked(self, what: str) -> None:
@@ -95,6 +99,8 @@ class StateMachine:
 
     def recover(self) -> None:
         """Gives state and gradients back after a step that was none, or in which the optimizer raised."""
+        if isinstance(self._optimizer, AdamW):
+            self._optimizer.kernels.prepare(own=False)
         if self._sparse.is_open:
             self._sparse.close_(self.pattern_of)
         self._sparse.restore_gradients()
@@ -125,12 +131,13 @@ class StateMachine:
         args, kwargs = self._run_closure(args, kwargs)
         self._taking = self._is_a_step()
         if self._taking:
+            self._in_one_pass = self._prepare_one_pass()
             if self.phase == "sparse":
                 sampled = self._is_sample(self._options.layers_every)
-                self._sparse.open_(refine=self.recipe.refine, thorough=sampled)
+                self._sparse.open_(refine=self.recipe.refine, thorough=sampled, in_one_pass=self._in_one_pass)
                 if sampled and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
-            if self._wants_variance():
+            if self._wants_variance() and not self._in_one_pass:
                 self._change = change_sums(optimizer, geometric=self._geometric)
         elif self.phase == "sparse":
             self._sparse.set_aside()
@@ -150,7 +157,7 @@ class StateMachine:
         lr = optimizer.param_groups[0]["lr"]
         row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
         if sparse:
-            self._sparse.close_(self.pattern_of)
+            self._sparse.close_(self.pattern_of, in_one_pass=self._in_one_pass)
             if sampled:
                 names = [entry.name for entry, _ in self._sparse]
                 stats = layer_stats(self._sparse, self.pattern_of, self._old_masks)
@@ -159,6 +166,27 @@ class StateMachine:
         self._observe(row)
         self.trace.append(row)
         self.loss = math.nan
+
+    def _prepare_one_pass(self) -> bool:
+        """Hands the whole step over to the optimizer's kernels, where it has some that can do it.
+
+        A step whose masks are sampled is none of them: it looks at the latent weights in between.
+        """
+        optimizer = self._optimizer
+        if not isinstance(optimizer, AdamW):
+            return False
+        cuts: dict[int, Cut] = {}
+        if self.phase == "sparse" and self._sparse.slots:
+            optimizer.kernels.prepare(own=True)
+            if self._is_sample(self._options.layers_every):
+                return False
+            cuts = self._sparse.cuts(partial(self.pattern_of, ahead=1), refine=self.recipe.refine)
+            if not cuts:
+                return False
+        self._wanted_sums = self._wants_variance()
+        if self._wanted_sums and self._geometric:
+            return False
+        return optimizer.kernels.offer(optimizer, cuts, sums=self._wanted_sums)
 
     def _run_closure(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -210,19 +238,29 @@ class StateMachine:
     def _observe(self, row: dict[str, float | Tensor]) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""
         detector = self._detector if self.phase == "dense" else None
-        if self._change is not None:
-            change, self._change = self._change, None
-            sums = torch.cat([change, norm_sums(self._optimizer).to(change.device)])
+        sums = self._variance_sums()
+        if sums is not None:
             self.trace.d = coordinates(self._optimizer)
             if self._switch_reads_variance():  # the decision needs the numbers now: one transfer
                 sums = sums.cpu()
-            row |= _variance_row(sums, self.trace.d, self._geometric)
+            row |= variance_row(sums, self.trace.d, self._geometric)
         if detector is not None:
-            reason = detector.observe(_stats(self.step, row))
+            reason = detector.observe(stats_of(self.step, row))
             if detector.window_mean is not None:
                 row["z_mean"] = detector.window_mean
             if reason is not None:
                 self._start(reason)
+
+    def _variance_sums(self) -> Tensor | None:
+        """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""
+        if self._in_one_pass and self._wanted_sums:
+            assert isinstance(self._optimizer, AdamW)
+            moved, norm1, norm2_squared = self._optimizer.kernels.take_sums()
+            return torch.tensor([moved, 0.0, 0.0, norm1, norm2_squared], dtype=torch.float64)
+        if self._change is None:
+            return None
+        change, self._change = self._change, None
+        return torch.cat([change, norm_sums(self._optimizer).to(change.device)])
 
     def _switch_reads_variance(self) -> bool:
         switch = self.recipe.switch
@@ -255,26 +293,6 @@ def target(entry: PlanEntry) -> NMPattern:
     """Returns the pattern that a sparse entry ends with."""
     assert entry.pattern is not None
     return entry.pattern
-
-
-def _variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Tensor]:
-    """The trace's columns from [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²]; nothing is read from the device."""
-    row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
-    if geometric:
-        row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
-        row["z_unchanged"] = d - sums[2]
-    return row
-
-
-def _stats(step: int, row: dict[str, float | Tensor]) -> VarianceStats:
-    geometric = row.get("z_geometric")
-    return VarianceStats(
-        step=step,
-        change=float(row.get("z", math.nan)),
-        norm1=float(row.get("v_norm1", math.nan)),
-        norm2=float(row.get("v_norm2", math.nan)),
-        change_geometric=None if geometric is None else float(geometric),
-    )
 
 
 def _beta2(optimizer: Optimizer) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from nmstep.layout import group_views
 from nmstep.patterns import NMPattern
 
-__all__ = ["nm_mask", "split_"]
+__all__ = ["check_groups", "nm_mask", "split_"]
 
 _FEW = 8
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -42,7 +42,7 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
         tensor([[1, 1, 0, 0]], dtype=torch.int32)
     """
     pattern = NMPattern.parse(pattern)
-    _check(weight, pattern, dim, pad)
+    check_groups(weight, pattern, dim, pad)
     mask = torch.zeros_like(weight, dtype=torch.bool)
     for (values, group_dim), (chosen, _) in zip(
         group_views(weight.detach(), dim, pattern.m), group_views(mask, dim, pattern.m), strict=True
@@ -113,7 +113,8 @@ def split_(
     return pruned
 
 
-def _check(weight: Tensor, pattern: NMPattern, dim: int, pad: bool) -> None:
+def check_groups(weight: Tensor, pattern: NMPattern, dim: int, pad: bool) -> None:
+    """Raises ValueError unless ``weight`` has groups of M along ``dim``, and is of a real floating dtype."""
     if not weight.is_floating_point():
         raise ValueError(f"an N:M mask needs a real floating weight, got dtype {weight.dtype}")
     if not -weight.dim() <= dim < weight.dim():

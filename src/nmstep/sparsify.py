@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED, check_arguments
+from nmstep.kernels import split_
 from nmstep.machine import Phase, StateMachine, target
-from nmstep.masks import split_
 from nmstep.optim import record
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nmstep.switching import VarianceStats
 
-__all__ = ["Trace", "TraceOptions"]
+__all__ = ["Trace", "TraceOptions", "stats_of", "variance_row"]
 
 _COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_unchanged", "z_mean")
 
@@ -139,6 +139,27 @@ class Trace:
             for row in self.rows()
             if row["z"] is not None
         ]
+
+
+def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Tensor]:
+    """Returns the trace's columns from [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²], all still on the device."""
+    row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
+    if geometric:
+        row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
+        row["z_unchanged"] = d - sums[2]
+    return row
+
+
+def stats_of(step: int, row: dict[str, float | Tensor]) -> VarianceStats:
+    """Returns what a switch observes of a step, from its row."""
+    geometric = row.get("z_geometric")
+    return VarianceStats(
+        step=step,
+        change=float(row.get("z", math.nan)),
+        norm1=float(row.get("v_norm1", math.nan)),
+        norm2=float(row.get("v_norm2", math.nan)),
+        change_geometric=None if geometric is None else float(geometric),
+    )
 
 
 def _off_the_host_heap(value: float | Tensor) -> float | Tensor:

@@ -243,3 +243,16 @@ def test_an_unfinished_run_cannot_be_verified_yet(nmstep, tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     status, _, err = nmstep("verify", str(tmp_path))
     assert (status, "is a run that is not finished" in " ".join(err.split())) == (2, True)
+
+
+def test_doctor_says_which_kernels_work(nmstep):
+    status, out, _ = nmstep("doctor")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines() if line[:1].strip()] == [
+        "nmstep",
+        "torch",
+        "GPU",
+        "kernels",
+        "usable",
+        "threads",
+    ]

@@ -160,7 +160,7 @@ def test_frozen_state_survives_a_file_and_a_copy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"fused": True}, r"does not support fused=True; use foreach=True"),
+        ({"fused": True, "foreach": True}, r"two kinds of step"),
         ({"capturable": True}, "does not support capturable=True"),
         ({"differentiable": True}, "does not support differentiable=True"),
         ({"eps_root": -1.0}, "Invalid eps_root"),

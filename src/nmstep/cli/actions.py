@@ -7,8 +7,12 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
+import nmstep
 from nmstep.cli import commands
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
@@ -25,6 +29,7 @@ from nmstep.experiments import (
     make_plan,
     run,
 )
+from nmstep.kernels import status
 
 __all__ = ["act"]
 
@@ -52,6 +57,8 @@ def act(command: commands.Command) -> int:
             return _report(command.folder, command.out)
         case commands.Demo():
             return _demo(command)
+        case commands.Doctor():
+            return _doctor()
 
 
 def _train(command: commands.Train) -> int:
@@ -129,6 +136,23 @@ def _report(folder: Path, out: Path | None) -> int:
     page = write_report(folder, out)
     output.print(summary(folder))
     say(f"Report: {page}")
+    return 0
+
+
+def _doctor() -> int:
+    kernels = status()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    threads = {"torch": "torch's own", "own": "started for each call", None: "torch's own"}[kernels.threads]
+    for name, value in (
+        ("nmstep", nmstep.__version__),
+        ("torch", torch.__version__),
+        ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
+        ("kernels", f"{kernels.active}: {kernels.why}"),
+        ("usable", f"{', '.join(kernels.usable)} (choose with NMSTEP_KERNELS)"),
+        ("threads", f"{torch.get_num_threads()}, {threads}"),
+    ):
+        table.add_row(name, escape(value))
+    output.print(table)
     return 0
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = ["Command", "Compare", "Demo", "Plan", "Report", "Reproduce", "Train", "Tune", "Verify"]
+__all__ = ["Command", "Compare", "Demo", "Doctor", "Plan", "Report", "Reproduce", "Train", "Tune", "Verify"]
 
 
 _STEPS = """optimizer steps at the task's own batch size; another one gets as many as see equally many
@@ -215,4 +215,9 @@ class Reproduce:
     dry_run: bool = False
 
 
-Command = Train | Compare | Tune | Reproduce | Plan | Verify | Report | Demo
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Say which kernels do the work here, and why, and what else there is."""
+
+
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Report | Demo | Doctor

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import nmstep
+from nmstep.kernels import status
 
 __all__ = ["environment"]
 
@@ -25,6 +26,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
+        "kernels": status().active,
         "commit": _commit(),
         "command": _command(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

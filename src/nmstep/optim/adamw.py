@@ -9,25 +9,22 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from nmstep.optim.fused import FROZEN, KernelStep
+
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
 # What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
 PRUNED = "pruned"
 MASK = "mask"
 
-# Its presence in a parameter's state says that exp_avg_sq holds the frozen v*; its value is the floor to
-# use with it. A float, so that torch.load(weights_only=True), casting and distributed checkpoints keep it.
-FROZEN = "frozen_eps_root"
-
 _UNSUPPORTED = {
     "capturable": "leave it off: the frozen phase reads its step counter on the host",
     "differentiable": "leave it off: the step is not recorded by autograd",
-    "fused": "use foreach=True, or leave both unset",
 }
 
 
 class AdamW(torch.optim.Adam):
-    """torch.optim.AdamW, to the bit, until its variance is frozen.
+    """torch.optim.AdamW, to the bit, until masks start or its variance is frozen.
 
     The update is ``w ← w − lr · m̂ / (sqrt(v̂ + eps_root) + eps)`` with decoupled weight decay. After
     :meth:`freeze_variance_`, v̂ is the frozen ``v*``: neither updated nor bias-corrected again.
@@ -43,12 +40,16 @@ class AdamW(torch.optim.Adam):
         foreach: torch's multi-tensor step while the variance is updated; None lets torch choose.
         capturable: not supported.
         differentiable: not supported.
-        fused: not supported.
+        fused: nmstep's compiled kernels (see :func:`nmstep.kernels.status`). None uses them from the first step
+            that torch does not have: with masks, a frozen variance, or a floor inside the root. True uses them
+            before that too, as close to torch as its own kinds of step are to each other. False never does.
+            A step that holds tensors which they do not take (a GPU's, float64) is done in plain torch.
         decoupled_weight_decay: False gives Adam, whose decay enters the gradient.
         eps_root: added to the second moment, inside the root. optax's name for the paper's ε.
 
     Raises:
         ValueError: an argument is out of range, a flag is not supported, or a parameter is complex.
+        RuntimeError: ``fused=True`` and there are no compiled kernels.
 
     Source:
         AdamW: Loshchilov & Hutter 2019. Frozen phase: STEP, Alg. 1 lines 13 to 20.
@@ -83,12 +84,15 @@ class AdamW(torch.optim.Adam):
         decoupled_weight_decay: bool = True,
         eps_root: float = 0.0,
     ) -> None:
-        for flag, given in (("capturable", capturable), ("differentiable", differentiable), ("fused", fused)):
+        for flag, given in (("capturable", capturable), ("differentiable", differentiable)):
             if given:
                 raise ValueError(f"nmstep.AdamW does not support {flag}=True; {_UNSUPPORTED[flag]}")
         if not eps_root >= 0.0:
             raise ValueError(f"Invalid eps_root value: {eps_root}")
+        if fused and foreach:
+            raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
         self._eps_root = eps_root
+        self.kernels = KernelStep(fused)
         super().__init__(
             params,
             lr,
@@ -120,6 +124,8 @@ class AdamW(torch.optim.Adam):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.state.update(bare)
         self._eps_root = self.defaults.get("eps_root", 0.0)
+        if not hasattr(self, "kernels"):  # a copy, of which torch keeps state and groups alone
+            self.kernels = KernelStep(None)
         for group in self.param_groups:
             group.setdefault("eps_root", self._eps_root)
 
@@ -178,6 +184,10 @@ class AdamW(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_attached()
+        if self.kernels.takes(self):
+            self.kernels.step(self)
+            return loss
         for group in self.param_groups:
             for plain, batch in self._gather(group):
                 if plain:
@@ -187,13 +197,15 @@ class AdamW(torch.optim.Adam):
                         _floored_step_(group, self.state[row[0]].get(FROZEN), *row)
         return loss
 
-    def _gather(self, group: dict[str, Any]) -> Iterable[tuple[bool, list[list[Tensor]]]]:
-        """Returns the columns (p, grad, m, v, v_max, step) that torch can step, and those that it cannot."""
+    def _check_attached(self) -> None:
         if any(PRUNED in state or MASK in state for state in self.state.values()):
             raise RuntimeError(
                 "this optimizer's state holds what an N:M mask cut away, but no sparsifier is attached, so a step "
                 "would fill the zeros again: call nmstep.sparsify(model, optimizer, recipe) first"
             )
+
+    def _gather(self, group: dict[str, Any]) -> Iterable[tuple[bool, list[list[Tensor]]]]:
+        """Returns the columns (p, grad, m, v, v_max, step) that torch can step, and those that it cannot."""
         columns: list[list[Tensor]] = [[], [], [], [], [], []]
         self._init_group(group, *columns)  # type: ignore[no-untyped-call]
         if not group["amsgrad"]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nmstep.masks import nm_mask
+from nmstep.kernels import nm_mask
 from nmstep.optim.sparse_step import PRUNED, PatternOf, SparseStep
 
 __all__ = ["latent_masks", "layer_stats"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nmstep.masks import nm_mask, split_
+from nmstep.kernels import Cut, nm_mask, split_
 from nmstep.optim.adamw import MASK, PRUNED
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry
@@ -84,7 +84,7 @@ class SparseStep:
         self.remember()
 
     @torch.no_grad()
-    def open_(self, *, refine: float, thorough: bool = False) -> None:
+    def open_(self, *, refine: float, thorough: bool = False, in_one_pass: bool = False) -> None:
         """Puts the latent weights into the parameters, and what the recipe adds into their gradients.
 
         The user's gradient tensors are put aside, not written to.
@@ -92,6 +92,8 @@ class SparseStep:
         Args:
             refine: λ of SR-STE.
             thorough: look for foreign writes in every parameter, not only where torch counted one.
+            in_one_pass: the optimizer itself does all of that, and the split, for what :meth:`cuts` gave it;
+                parameters and gradients are left as they are.
 
         Raises:
             ValueError: a parameter changed its shape, or is no longer zero where its mask cut.
@@ -101,6 +103,8 @@ class SparseStep:
             self._check(entry, p, thorough=thorough)
         self._latent = False
         pairs = self._set_aside()
+        if in_one_pass:
+            return
         # What allocates, and so may fail, comes first; only then is a weight written to.
         for slot, (p, held) in zip(self.slots, pairs, strict=True):
             if p.grad is not None and held.dtype == torch.bool:
@@ -112,6 +116,20 @@ class SparseStep:
             if held.dtype != torch.bool:
                 p.add_(held)
         self._latent = True
+
+    def cuts(self, pattern_of: PatternOf, *, refine: float) -> dict[int, Cut]:
+        """Returns what an optimizer needs to do the sparse step in one pass, by the id of each parameter.
+
+        Empty where it cannot: a mask that was chosen once, or a parameter without gradient, whose mask may be due
+        for another pattern all the same.
+        """
+        cuts = {}
+        for entry, p in self:
+            pruned = self.optimizer.state.get(p, {}).get(PRUNED)
+            if pruned is None or p.grad is None:
+                return {}
+            cuts[id(p)] = Cut(pruned=pruned, pattern=pattern_of(entry), dim=entry.dim or 0, refine=refine)
+        return cuts
 
     def set_aside(self) -> None:
         """Takes the method's state out of the optimizer for a step that is not to be one."""
@@ -127,8 +145,13 @@ class SparseStep:
         return [(p, held) for (_, p), held in zip(self, self._held, strict=True)]
 
     @torch.no_grad()
-    def close_(self, pattern_of: PatternOf) -> None:
-        """Chooses the masks of the stepped weights, splits them, and gives state and gradients back."""
+    def close_(self, pattern_of: PatternOf, *, in_one_pass: bool = False) -> None:
+        """Chooses the masks of the stepped weights, splits them, and gives state and gradients back.
+
+        Args:
+            pattern_of: the pattern of each parameter from this step on.
+            in_one_pass: the optimizer has split them already.
+        """
         self.restore_gradients()
         held = self._held or []
         for (entry, p), value in zip(self, held, strict=True):
@@ -143,7 +166,7 @@ class SparseStep:
             else:
                 state[PRUNED] = value
         self._held = None
-        if self._latent:
+        if self._latent or in_one_pass:
             self.remember()
 
     @property

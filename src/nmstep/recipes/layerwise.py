@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nmstep.masks import nm_mask
+from nmstep.kernels import nm_mask
 from nmstep.patterns import NMPattern
 from nmstep.plan import OnIndivisible, Rule, plan
 from nmstep.recipes.layer_costs import count_products

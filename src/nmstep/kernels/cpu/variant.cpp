@@ -1,0 +1,302 @@
+// All kernels, compiled once for each instruction set under the name VARIANT.
+
+#include "variant.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "choose.h"
+#include "numbers.h"
+
+namespace nmstep {
+namespace {
+
+constexpr int64_t kChunk = 512;        // values worked on at a time: all scratch stays in the first-level cache
+constexpr int64_t kBlock = 64 * kChunk;  // values of a block
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t groups_of(const Layout &l) { return l.outer * divide_up(l.size, l.m); }
+
+int64_t groups_in_block(const Layout &l) { return std::max<int64_t>(1, kBlock / (l.m * l.inner)); }
+
+// Memory for one chunk, which holds at least a vector of whole columns.
+struct Scratch {
+    explicit Scratch(const Layout &l)
+        : capacity(std::max(kChunk, l.m * kLanes)),
+          latent(new float[capacity + kLanes]()),
+          gradient(new float[capacity]),
+          cut(new float[capacity]),
+          keep(new int32_t[capacity + kLanes]),
+          table(new int32_t[capacity + l.m * kLanes]()),
+          ranks(new Ints[l.m]) {}
+
+    int64_t capacity;
+    std::unique_ptr<float[]> latent, gradient, cut;
+    std::unique_ptr<int32_t[]> keep, table;
+    std::unique_ptr<Ints[]> ranks;
+};
+
+// A part of the tensor that fits into the scratch: `groups` whole groups of rows x columns, one after the other in
+// memory, or a piece of the columns of one group, whose rows are `stride` apart.
+struct Chunk {
+    int64_t start, groups, rows, columns, stride;
+
+    bool in_one_piece() const { return groups > 1 || columns == stride; }
+};
+
+// Calls work(offset in memory, offset in scratch, length) for each consecutive piece of a chunk.
+template <class Work>
+void for_each_piece(const Chunk &c, Work work) {
+    if (c.in_one_piece()) {
+        work(c.start, int64_t{0}, c.groups * c.rows * c.columns);
+        return;
+    }
+    for (int64_t r = 0; r < c.rows; ++r) work(c.start + r * c.stride, r * c.columns, c.columns);
+}
+
+// Calls work(chunk) for all chunks of the groups of a range of blocks.
+template <class Work>
+void for_each_chunk(const Layout &l, int64_t begin, int64_t end, int64_t capacity, Work work) {
+    const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m;
+    const int64_t fitting = std::max<int64_t>(1, capacity / (l.m * l.inner));
+    for (int64_t u = begin; u < end;) {
+        const int64_t row = u / in_row, place = u % in_row;
+        const int64_t start = (row * l.size + place * l.m) * l.inner;
+        const int64_t rows = std::min(l.m, l.size - place * l.m);
+        // Whole groups follow each other in memory, from one row to the next too where no group is short.
+        const int64_t following = full == in_row ? end - u : std::min(end - u, full - place);
+        const int64_t groups = rows < l.m ? 1 : std::min(fitting, following);
+        if (groups * rows * l.inner <= capacity) {
+            work(Chunk{start, groups, rows, l.inner, l.inner});
+        } else {
+            const int64_t width = std::max<int64_t>(kLanes, capacity / l.m / kLanes * kLanes);
+            for (int64_t c = 0; c < l.inner; c += width)
+                work(Chunk{start + c, 1, rows, std::min(width, l.inner - c), l.inner});
+        }
+        u += groups;
+    }
+}
+
+// Puts the ordinals of a chunk into a table with a group in each column, chooses, and takes what is kept out again.
+void choose_in_table(const Chunk &c, int32_t n, Scratch &s) {
+    const float *latent = s.latent.get();
+    int32_t *keep = s.keep.get(), *table = s.table.get();
+    const int64_t columns = c.groups * c.columns, stride = columns + kLanes;
+    if (c.columns == 1) {
+        for (int64_t g = 0; g < c.groups; ++g)
+            for (int64_t r = 0; r < c.rows; ++r) table[r * stride + g] = ordinal(latent[g * c.rows + r]);
+    } else {
+        // What a vector carries beyond its row is overwritten by the next.
+        for (int64_t g = 0; g < c.groups; ++g)
+            for (int64_t r = 0; r < c.rows; ++r)
+                for (int64_t i = 0; i < c.columns; i += kLanes)
+                    store_ints(&table[r * stride + g * c.columns + i], ordinals(&latent[(g * c.rows + r) * c.columns + i]));
+    }
+    switch (c.rows) {
+        case 2: choose_columns<2>(table, 2, stride, columns, n, nullptr); break;
+        case 4: choose_columns<4>(table, 4, stride, columns, n, nullptr); break;
+        case 8: choose_columns<8>(table, 8, stride, columns, n, nullptr); break;
+        case 16: choose_columns<16>(table, 16, stride, columns, n, nullptr); break;
+        default: choose_columns<0>(table, c.rows, stride, columns, n, s.ranks.get());
+    }
+    if (c.columns == 1) {
+        for (int64_t g = 0; g < c.groups; ++g)
+            for (int64_t r = 0; r < c.rows; ++r) keep[g * c.rows + r] = table[r * stride + g];
+    } else {
+        for (int64_t g = 0; g < c.groups; ++g)
+            for (int64_t r = 0; r < c.rows; ++r)
+                for (int64_t i = 0; i < c.columns; i += kLanes)
+                    store_ints(&keep[(g * c.rows + r) * c.columns + i], load_ints(&table[r * stride + g * c.columns + i]));
+    }
+}
+
+void choose(const Chunk &c, const Layout &l, Scratch &s) {
+    const int64_t count = c.groups * c.rows * c.columns;
+    const int32_t n = static_cast<int32_t>(std::min(l.n, c.rows));
+    if (n == c.rows) {
+        std::fill_n(s.keep.get(), count, -1);
+    } else if (l.inner == 1 && c.rows == 2) {
+        choose_rotating<2>(s.latent.get(), s.keep.get(), count, n);
+    } else if (l.inner == 1 && c.rows == 4) {
+        choose_rotating<4>(s.latent.get(), s.keep.get(), count, n);
+#ifdef __AVX2__
+    } else if (l.inner == 1 && c.rows == 8) {
+        choose_rotating<8>(s.latent.get(), s.keep.get(), count, n);
+#endif
+#ifdef __AVX512F__
+    } else if (l.inner == 1 && c.rows == 16) {
+        choose_rotating<16>(s.latent.get(), s.keep.get(), count, n);
+#endif
+    } else {
+        choose_in_table(c, n, s);
+    }
+}
+
+template <class T>
+void read_weights(const T *weight, const Chunk &c, Scratch &s) {
+    for_each_piece(c, [&](int64_t at, int64_t to, int64_t length) {
+        float *latent = &s.latent[to];
+        for (int64_t i = 0; i < length; ++i) latent[i] = load(weight[at + i]);
+    });
+}
+
+template <class T>
+void write_split(T *weight, T *pruned, const Chunk &c, const Scratch &s) {
+    for_each_piece(c, [&](int64_t at, int64_t from, int64_t length) {
+        const float *latent = &s.latent[from];
+        const int32_t *keep = &s.keep[from];
+        for (int64_t i = 0; i < length; ++i) {
+            const int32_t bits = std::bit_cast<int32_t>(latent[i]);
+            store(&weight[at + i], std::bit_cast<float>(bits & keep[i]));
+            store(&pruned[at + i], std::bit_cast<float>(bits & ~keep[i]));
+        }
+    });
+}
+
+void write_mask(uint8_t *__restrict mask, const int32_t *__restrict keep, int64_t length) {
+    for (int64_t i = 0; i < length; ++i) mask[i] = keep[i] & 1;
+}
+
+template <class T>
+void mask(const T *weight, uint8_t *mask, const Layout &l, int64_t begin, int64_t end) {
+    Scratch s(l);
+    const int64_t in_block = groups_in_block(l);
+    for_each_chunk(l, begin * in_block, std::min(end * in_block, groups_of(l)), s.capacity, [&](const Chunk &c) {
+        read_weights(weight, c, s);
+        choose(c, l, s);
+        for_each_piece(c, [&](int64_t at, int64_t from, int64_t length) {
+            write_mask(mask + at, &s.keep[from], length);
+        });
+    });
+}
+
+template <class T>
+void split(T *weight, T *pruned, const Layout &l, int64_t begin, int64_t end) {
+    Scratch s(l);
+    const int64_t in_block = groups_in_block(l);
+    for_each_chunk(l, begin * in_block, std::min(end * in_block, groups_of(l)), s.capacity, [&](const Chunk &c) {
+        read_weights(weight, c, s);
+        choose(c, l, s);
+        write_split(weight, pruned, c, s);
+    });
+}
+
+// Adds what one piece contributes; v is still that of the step before.
+template <class T>
+void add_change(const T *__restrict v, const float *__restrict g, int64_t length, const Adam &a, VarianceSums &sums) {
+    float change = 0;
+#pragma omp simd reduction(+ : change)
+    for (int64_t i = 0; i < length; ++i) change += std::fabs(fma_or_not(-g[i], g[i], load(v[i])));
+    sums.change += static_cast<double>(change) * a.one_minus_beta2;
+}
+
+template <class T>
+void add_norms(const T *__restrict v, int64_t length, VarianceSums &sums) {
+    float norm1 = 0, norm2 = 0;
+#pragma omp simd reduction(+ : norm1, norm2)
+    for (int64_t i = 0; i < length; ++i) {
+        const float value = load(v[i]);
+        norm1 += value;
+        norm2 += value * value;
+    }
+    sums.norm1 += norm1;
+    sums.norm2_squared += norm2;
+}
+
+// One step of Adam on a consecutive piece. `w` holds the latent weights and is moved; `g` is room for gradients;
+// `cut` is what the mask had cut away, or null.
+template <class T>
+void update(float *__restrict w, float *__restrict g, const float *__restrict cut, const T *__restrict grad,
+            T *__restrict m, T *__restrict v, int64_t length, const Adam &a, VarianceSums *sums) {
+    for (int64_t i = 0; i < length; ++i) g[i] = a.sign * load(grad[i]);
+    if (a.refine != 0 && cut != nullptr)
+        for (int64_t i = 0; i < length; ++i) g[i] = fma_or_not(cut[i], a.refine, g[i]);
+    if (a.coupled != 0)
+        for (int64_t i = 0; i < length; ++i) g[i] = fma_or_not(w[i], a.coupled, g[i]);
+    if (a.decay != 1)
+        for (int64_t i = 0; i < length; ++i) w[i] *= a.decay;
+    if (sums != nullptr) add_change(v, g, length, a, *sums);
+    // torch's lerp, which interpolates from the nearer end.
+    if (a.one_minus_beta1 < 0.5f)
+        for (int64_t i = 0; i < length; ++i)
+            store(&m[i], fma_or_not(a.one_minus_beta1, g[i] - load(m[i]), load(m[i])));
+    else
+        for (int64_t i = 0; i < length; ++i)
+            store(&m[i], fma_or_not(a.one_minus_beta1 - 1, g[i] - load(m[i]), g[i]));
+    if (a.frozen) {
+        for (int64_t i = 0; i < length; ++i)
+            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i]) + a.eps_root) + a.eps);
+        return;
+    }
+    for (int64_t i = 0; i < length; ++i)
+        store(&v[i], fma_or_not(a.one_minus_beta2 * g[i], g[i], load(v[i]) * a.beta2));
+    if (a.eps_root == 0)
+        for (int64_t i = 0; i < length; ++i)
+            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i])) / a.sqrt_correction2 + a.eps);
+    else
+        for (int64_t i = 0; i < length; ++i)
+            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i]) / a.correction2 + a.eps_root) + a.eps);
+    if (sums != nullptr) add_norms(v, length, *sums);
+}
+
+template <class T>
+void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, VarianceSums *sums, int64_t begin,
+                 int64_t end) {
+    Scratch s(l);
+    const int64_t in_block = groups_in_block(l), all = groups_of(l);
+    for (int64_t block = begin; block < end; ++block) {
+        VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
+        for_each_chunk(l, block * in_block, std::min((block + 1) * in_block, all), s.capacity, [&](const Chunk &c) {
+            for_each_piece(c, [&](int64_t at, int64_t to, int64_t length) {
+                float *latent = &s.latent[to], *cut = &s.cut[to];
+                for (int64_t i = 0; i < length; ++i) {
+                    cut[i] = load(p.pruned[at + i]);
+                    latent[i] = load(p.weight[at + i]) + cut[i];
+                }
+                update(latent, &s.gradient[to], cut, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a, own);
+                for (int64_t i = 0; i < length; ++i) latent[i] = rounded<T>(latent[i]);
+            });
+            choose(c, l, s);
+            write_split(p.weight, p.pruned, c, s);
+        });
+    }
+}
+
+template <class T>
+void dense_step(const Parameter<T> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin,
+                int64_t end) {
+    float latent[kChunk], gradient[kChunk];
+    for (int64_t block = begin; block < end; ++block) {
+        VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
+        const int64_t stop = std::min((block + 1) * kBlock, numel);
+        for (int64_t at = block * kBlock; at < stop; at += kChunk) {
+            const int64_t length = std::min(kChunk, stop - at);
+            for (int64_t i = 0; i < length; ++i) latent[i] = load(p.weight[at + i]);
+            update(latent, gradient, nullptr, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a, own);
+            for (int64_t i = 0; i < length; ++i) store(&p.weight[at + i], latent[i]);
+        }
+    }
+}
+
+template <class T>
+constexpr Kernels<T> kernels() {
+    return {&mask<T>, &split<T>, &sparse_step<T>, &dense_step<T>};
+}
+
+}  // namespace
+
+#define NMSTEP_NAME_OF(name) #name
+#define NMSTEP_NAME(name) NMSTEP_NAME_OF(name)
+
+extern const Variant VARIANT;
+const Variant VARIANT = {NMSTEP_NAME(VARIANT), kernels<float>(), kernels<bf16>()};
+
+#ifdef NMSTEP_COUNTS_BLOCKS
+int64_t blocks_of_groups(const Layout &l) { return divide_up(groups_of(l), groups_in_block(l)); }
+
+int64_t blocks_of_values(int64_t numel) { return divide_up(numel, kBlock); }
+#endif
+
+}  // namespace nmstep

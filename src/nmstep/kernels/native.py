@@ -1,0 +1,138 @@
+"""The compiled kernels: whether they are here, and what they can take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmstep.names import did_you_mean
+
+__all__ = ["Status", "are_taken", "kernels", "place", "status"]
+
+_ENVIRONMENT = "NMSTEP_KERNELS"
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Which kernels work on tensors in this computer's own memory.
+
+    Args:
+        active: the instruction set of the compiled kernels, or "torch" where plain torch does the work.
+        why: a reason for people.
+        usable: what ``NMSTEP_KERNELS`` can ask for here.
+        threads: whose threads the kernels use: ``"torch"``, ``"own"``, or None without kernels.
+    """
+
+    active: str
+    why: str
+    usable: tuple[str, ...]
+    threads: str | None = None
+
+
+def kernels() -> ModuleType | None:
+    """Returns the compiled kernels, or None where plain torch is to do the work."""
+    return _load()[0]
+
+
+def status() -> Status:
+    """Returns which kernels are active, and why.
+
+    Raises:
+        ValueError: the environment variable ``NMSTEP_KERNELS`` asks for what is not there.
+    """
+    return _load()[1]
+
+
+@cache
+def _load() -> tuple[ModuleType | None, Status]:
+    asked = os.environ.get(_ENVIRONMENT, "")
+    module, problem = _import()
+    usable = ("torch",) if module is None else (*module.variants(), "torch")
+    if asked and asked not in usable:
+        more = f" ({problem})" if problem else ""
+        raise ValueError(f"{_ENVIRONMENT}={asked!r}: {did_you_mean(asked, usable)}{more}")
+    if module is None:
+        return None, Status(active="torch", why=problem, usable=usable)
+    if asked == "torch":
+        return None, Status(active="torch", why=f"{_ENVIRONMENT}=torch", usable=usable)
+    if asked:
+        module.use(asked)
+    why = f"{_ENVIRONMENT}={asked}" if asked else "the widest that this processor has"
+    return module, Status(active=module.active(), why=why, usable=usable, threads=module.thread_pool())
+
+
+def _import() -> tuple[Any, str]:
+    """Returns the compiled module and "", or None and why there is none."""
+    try:
+        return import_module("nmstep.kernels._cpu"), ""
+    except ImportError as error:
+        return None, f"not compiled when nmstep was installed, or not loadable: {error}"
+
+
+def are_taken(*tensors: Tensor) -> bool:
+    """Whether the kernels can work on these tensors together.
+
+    They must be ordinary tensors (no subclasses) of one shape, one of float32 and bfloat16, in the computer's own
+    memory, without gaps or overlaps, and all in the same order of dimensions.
+    """
+    first = tensors[0]
+    strides = first.stride()
+    return (
+        not torch.compiler.is_compiling()
+        and first.dtype in _DTYPES
+        and all(
+            type(t) in (Tensor, nn.Parameter)
+            and t.device.type == "cpu"
+            and t.layout == torch.strided
+            and t.dtype == first.dtype
+            and t.shape == first.shape
+            and t.stride() == strides
+            and not t.is_neg()
+            for t in tensors
+        )
+        and place(first, 0) is not None
+        and kernels() is not None
+    )
+
+
+def place(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
+    """Returns (outer, size, inner): how ``dim`` lies in the memory of a tensor without gaps.
+
+    Args:
+        tensor: any strides.
+        dim: the dimension that groups run along; not negative.
+
+    Returns:
+        The number of values that lie outside of, along, and inside of the dimension; None where the tensor
+        has gaps or overlaps.
+
+    Example:
+        >>> place(torch.zeros(2, 3, 5), 1), place(torch.zeros(3, 2).t(), 1), place(torch.zeros(4, 4)[:, :2], 1)
+        ((2, 3, 5), (1, 3, 2), None)
+    """
+    if tensor.dim() == 0:
+        return (1, 1, 1)
+    if tensor.numel() == 0:
+        return (0, tensor.shape[dim], 1)
+    order = sorted(
+        (stride, size, d) for d, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True))
+    )
+    expected = inner = 1
+    for stride, size, d in order:
+        if size == 1:
+            continue
+        if stride != expected:
+            return None
+        if d == dim:
+            inner = expected
+        expected *= size
+    size = tensor.shape[dim]
+    return (expected // (size * inner), size, inner)

@@ -1,0 +1,170 @@
+"""The compiled masks equal plain torch's, on every instruction set of this processor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nmstep import kernels, masks
+from nmstep.kernels.native import are_taken, place
+from nmstep.kernels.native import kernels as compiled
+
+pytestmark = pytest.mark.skipif(compiled() is None, reason=f"no compiled kernels: {kernels.status().why}")
+USABLE = [name for name in kernels.status().usable if name != "torch"]
+
+
+@pytest.fixture(params=USABLE, autouse=True)
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs each test on each instruction set."""
+    module = compiled()
+    assert module is not None
+    before = module.active()
+    module.use(request.param)
+    yield request.param
+    module.use(before)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return torch.equal(a.view(integers), b.view(integers))
+
+
+def check(weight: Tensor, pattern: str, dim: int, pad: bool = True) -> None:
+    assert are_taken(weight)
+    expected = masks.nm_mask(weight, pattern, dim=dim, pad=pad)
+    assert torch.equal(kernels.nm_mask(weight, pattern, dim=dim, pad=pad), expected)
+    ours, theirs = weight.clone(), weight.clone()
+    cut = kernels.split_(ours, pattern, dim=dim, pad=pad)
+    assert same_bits(cut, masks.split_(theirs, pattern, dim=dim, pad=pad))
+    assert same_bits(ours, theirs)
+    assert cut.stride() == weight.stride()
+
+
+PATTERNS = ["1:1", "1:2", "2:4", "1:4", "3:4", "2:3", "5:7", "4:8", "1:8", "6:12", "1:16", "9:16"]
+PATTERNS += ["3:17", "1:32", "16:32", "33:64", "1:64", "7:100"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_pattern_in_every_layout(pattern: str, dtype: torch.dtype) -> None:
+    m = int(pattern.partition(":")[2])
+    generator = torch.Generator().manual_seed(m)
+    for shape, dim in (
+        ((5, 4 * m), 1),  # Linear
+        ((2 * m, 37), 0),  # GPT-2's Conv1D
+        ((3, 2 * m, 3, 3), 1),  # a convolution
+        ((m, 1, 700), 0),
+        ((7, 3 * m), 1),
+        ((3, m + m // 2 + 1), 1),  # a short last group
+        ((2, 2 * m + 1, 5), 1),
+    ):
+        weight = torch.randn(shape, generator=generator).to(dtype)
+        check(weight, pattern, dim)
+        check(weight.round(), pattern, dim)  # many ties
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf, 1e-41, -0.0, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_special_values(special: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for pattern, shape in (("2:4", (6, 32)), ("1:16", (6, 32)), ("2:5", (6, 10, 3))):
+        weight = torch.randn(shape, generator=generator)
+        weight[torch.rand(shape, generator=generator) < 0.4] = special
+        check(weight.to(dtype), pattern, 1)
+
+
+def test_every_order_of_dimensions() -> None:
+    weight = torch.randn(4, 8, 3, 5)
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2)):
+        permuted = weight.permute(order).contiguous().permute(*torch.tensor(order).argsort().tolist())
+        assert permuted.shape == weight.shape
+        check(permuted, "2:4", 1)
+        check(permuted, "1:4", 0)
+    check(weight.contiguous(memory_format=torch.channels_last), "3:8", 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_fuzzed(data: st.DataObject) -> None:
+    m = data.draw(st.integers(1, 40))
+    n = data.draw(st.integers(1, m))
+    shape = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=4))
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0, math.inf, math.nan, 1e-40])
+    numbers = data.draw(st.lists(values, min_size=11, max_size=11))
+    count = math.prod(shape)
+    weight = torch.tensor(numbers).repeat(count // 11 + 1)[:count].reshape(shape)
+    check(weight, f"{n}:{m}", dim)
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    weight = torch.randn(300, 1024)
+    threads = torch.get_num_threads()
+    try:
+        masks_of = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            masks_of.append(kernels.nm_mask(weight, "2:4"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(masks_of[0], masks_of[1])
+    assert torch.equal(masks_of[0], masks_of[2])
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(4, 8, dtype=torch.float64),
+        torch.zeros(4, 8, dtype=torch.float16),
+        torch.zeros(4, 16)[:, ::2],  # gaps
+        torch.zeros(1, 8).expand(4, 8),  # overlaps
+        torch.zeros(4, 8, device="meta"),
+        torch.zeros(4, 8).as_subclass(type("Other", (Tensor,), {})),
+    ],
+    ids=["float64", "float16", "gaps", "overlaps", "meta", "subclass"],
+)
+def test_what_the_kernels_do_not_take_goes_to_plain_torch(weight: Tensor) -> None:
+    assert not are_taken(weight)
+    assert kernels.nm_mask(weight, "2:4").shape == weight.shape
+
+
+def test_tensors_that_do_not_fit_together_are_not_taken() -> None:
+    weight = torch.zeros(4, 8)
+    assert are_taken(weight, torch.zeros(4, 8))
+    assert not are_taken(weight, torch.zeros(8, 4).t())
+    assert not are_taken(weight, torch.zeros(4, 8, dtype=torch.bfloat16))
+    assert not are_taken(weight, torch.zeros(4, 4))
+
+
+def test_autograd_knows_of_the_write() -> None:
+    weight = torch.randn(2, 4, requires_grad=True)
+    loss = weight.square().sum()
+    kernels.split_(weight, "2:4")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_layout_that_does_not_fit_is_refused() -> None:
+    module = compiled()
+    assert module is not None
+    weight, mask = torch.zeros(4, 8), torch.zeros(4, 8, dtype=torch.uint8)
+    for layout in ((4, 9, 1, 2, 4), (1, 4, 1, 2, 4), (4, 8, 1, 5, 4), (4, 8, 1, 0, 4)):
+        with pytest.raises(ValueError, match="layout does not fit"):
+            module.mask(weight, mask, module.Layout(*layout), 1)
+    with pytest.raises(ValueError, match="pruned has another type or size"):
+        module.split(weight, torch.zeros(3), module.Layout(4, 8, 1, 2, 4), 1)
+    with pytest.raises(ValueError, match="float32 and bfloat16"):
+        module.split(weight.double(), weight.double(), module.Layout(4, 8, 1, 2, 4), 1)
+
+
+def test_where_a_dimension_lies() -> None:
+    assert place(torch.zeros(2, 3, 5), 0) == (1, 2, 15)
+    assert place(torch.zeros(2, 8, 3, 3).to(memory_format=torch.channels_last), 1) == (18, 8, 1)
+    assert place(torch.zeros(2, 1, 5), 1) == (10, 1, 1)
+    assert place(torch.zeros(0, 4), 1) == (0, 4, 1)
