@@ -3,8 +3,8 @@
     python benchmarks/training_step.py [--rounds 15] [--threads 2] [--megaweights 16] [--json FILE]
 
 Each row is the median, over rounds, of the ratio of two times taken one after the other, and its spread without
-the two extremes. The opponents are torch.optim.AdamW as fused, foreach and for-loop; the mask as the published SR-STE
-code finds it (argsort and scatter in every forward pass); and copying the tensor, for the mask alone.
+the two extremes. The opponents are torch.optim.AdamW as fused, foreach and for-loop; the mask as the published
+SR-STE code finds it (argsort and scatter in every forward pass); and copying the tensor, for the mask alone.
 """
 
 from __future__ import annotations
