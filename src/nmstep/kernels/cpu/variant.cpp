@@ -183,62 +183,79 @@ void split(T *weight, T *pruned, const Layout &l, int64_t begin, int64_t end) {
     });
 }
 
-// Adds what one piece contributes; v is still that of the step before.
-template <class T>
-void add_change(const T *__restrict v, const float *__restrict g, int64_t length, const Adam &a, VarianceSums &sums) {
-    float change = 0;
-#pragma omp simd reduction(+ : change)
-    for (int64_t i = 0; i < length; ++i) change += std::fabs(fma_or_not(-g[i], g[i], load(v[i])));
-    sums.change += static_cast<double>(change) * a.one_minus_beta2;
-}
+// How the second moment enters a step.
+enum class Variance { updated, floored, frozen };
 
-template <class T>
-void add_norms(const T *__restrict v, int64_t length, VarianceSums &sums) {
-    float norm1 = 0, norm2 = 0;
-#pragma omp simd reduction(+ : norm1, norm2)
-    for (int64_t i = 0; i < length; ++i) {
-        const float value = load(v[i]);
-        norm1 += value;
-        norm2 += value * value;
-    }
-    sums.norm1 += norm1;
-    sums.norm2_squared += norm2;
-}
-
-// One step of Adam on a consecutive piece. `w` holds the latent weights and is moved; `g` is room for gradients;
-// `cut` is what the mask had cut away, or null.
-template <class T>
-void update(float *__restrict w, float *__restrict g, const float *__restrict cut, const T *__restrict grad,
-            T *__restrict m, T *__restrict v, int64_t length, const Adam &a, VarianceSums *sums) {
-    for (int64_t i = 0; i < length; ++i) g[i] = a.sign * load(grad[i]);
-    if (a.refine != 0 && cut != nullptr)
-        for (int64_t i = 0; i < length; ++i) g[i] = fma_or_not(cut[i], a.refine, g[i]);
-    if (a.coupled != 0)
-        for (int64_t i = 0; i < length; ++i) g[i] = fma_or_not(w[i], a.coupled, g[i]);
-    if (a.decay != 1)
-        for (int64_t i = 0; i < length; ++i) w[i] *= a.decay;
-    if (sums != nullptr) add_change(v, g, length, a, *sums);
+// One step of Adam on a consecutive piece, as one loop, so that arithmetic and memory overlap. `w` are the latent
+// weights; `g` the gradients where something was added to them, or null.
+template <class W, class T, Variance kVariance, bool kAdded, bool kSums>
+void update(W *__restrict w, const float *__restrict g, const T *__restrict grad, T *__restrict m, T *__restrict v,
+            int64_t length, const Adam &a, VarianceSums *sums) {
     // torch's lerp, which interpolates from the nearer end.
-    if (a.one_minus_beta1 < 0.5f)
-        for (int64_t i = 0; i < length; ++i)
-            store(&m[i], fma_or_not(a.one_minus_beta1, g[i] - load(m[i]), load(m[i])));
+    const bool near = a.one_minus_beta1 < 0.5f;
+    const float share = near ? a.one_minus_beta1 : a.one_minus_beta1 - 1;
+    float change = 0, norm1 = 0, norm2 = 0;
+#pragma omp simd reduction(+ : change, norm1, norm2)
+    for (int64_t i = 0; i < length; ++i) {
+        const float gradient = kAdded ? g[i] : a.sign * load(grad[i]);
+        const float before = load(v[i]), first = load(m[i]);
+        store(&m[i], fma_or_not(share, gradient - first, near ? first : gradient));
+        float second = before;
+        if (kVariance != Variance::frozen) {
+            store(&v[i], fma_or_not(a.one_minus_beta2 * gradient, gradient, before * a.beta2));
+            second = load(v[i]);
+        }
+        if (kSums) {
+            change += std::fabs(fma_or_not(-gradient, gradient, before));
+            norm1 += second;
+            norm2 += second * second;
+        }
+        float root;
+        if (kVariance == Variance::frozen) root = std::sqrt(second + a.eps_root);
+        if (kVariance == Variance::floored) root = std::sqrt(second / a.correction2 + a.eps_root);
+        if (kVariance == Variance::updated) root = std::sqrt(second) / a.sqrt_correction2;
+        store(&w[i], load(w[i]) * a.decay + -a.step_size * load(m[i]) / (root + a.eps));
+    }
+    if (kSums) {
+        sums->change += static_cast<double>(change) * a.one_minus_beta2;
+        sums->norm1 += norm1;
+        sums->norm2_squared += norm2;
+    }
+}
+
+template <class W, class T, bool kAdded, bool kSums>
+void update_as_told(W *w, const float *g, const T *grad, T *m, T *v, int64_t length, const Adam &a,
+                    VarianceSums *sums) {
+    if (a.frozen)
+        update<W, T, Variance::frozen, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
+    else if (a.eps_root != 0)
+        update<W, T, Variance::floored, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
     else
-        for (int64_t i = 0; i < length; ++i)
-            store(&m[i], fma_or_not(a.one_minus_beta1 - 1, g[i] - load(m[i]), g[i]));
-    if (a.frozen) {
-        for (int64_t i = 0; i < length; ++i)
-            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i]) + a.eps_root) + a.eps);
+        update<W, T, Variance::updated, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
+}
+
+// The same with what is added to the gradient first: SR-STE's term for what is cut (null where nothing is), and decay.
+// `room` takes as many gradients.
+template <class W, class T>
+void take_step(W *w, const float *cut, float *room, const T *grad, T *m, T *v, int64_t length, const Adam &a,
+               VarianceSums *sums) {
+    const bool refines = a.refine != 0 && cut != nullptr;
+    if (!refines && a.coupled == 0) {
+        if (sums != nullptr)
+            update_as_told<W, T, false, true>(w, nullptr, grad, m, v, length, a, sums);
+        else
+            update_as_told<W, T, false, false>(w, nullptr, grad, m, v, length, a, sums);
         return;
     }
-    for (int64_t i = 0; i < length; ++i)
-        store(&v[i], fma_or_not(a.one_minus_beta2 * g[i], g[i], load(v[i]) * a.beta2));
-    if (a.eps_root == 0)
-        for (int64_t i = 0; i < length; ++i)
-            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i])) / a.sqrt_correction2 + a.eps);
+    for (int64_t i = 0; i < length; ++i) room[i] = a.sign * load(grad[i]);
+    if (refines)
+        for (int64_t i = 0; i < length; ++i) room[i] = fma_or_not(cut[i], a.refine, room[i]);
+    if (a.coupled != 0)
+        for (int64_t i = 0; i < length; ++i) room[i] = fma_or_not(load(w[i]), a.coupled, room[i]);
+    if (sums != nullptr)
+        update_as_told<W, T, true, true>(w, room, grad, m, v, length, a, sums);
     else
-        for (int64_t i = 0; i < length; ++i)
-            w[i] += -a.step_size * load(m[i]) / (std::sqrt(load(v[i]) / a.correction2 + a.eps_root) + a.eps);
-    if (sums != nullptr) add_norms(v, length, *sums);
+        update_as_told<W, T, true, false>(w, room, grad, m, v, length, a, sums);
 }
 
 template <class T>
@@ -255,7 +272,8 @@ void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, Variance
                     cut[i] = load(p.pruned[at + i]);
                     latent[i] = load(p.weight[at + i]) + cut[i];
                 }
-                update(latent, &s.gradient[to], cut, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a, own);
+                take_step(latent, cut, &s.gradient[to], p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a,
+                          own);
                 for (int64_t i = 0; i < length; ++i) latent[i] = rounded<T>(latent[i]);
             });
             choose(c, l, s);
@@ -267,16 +285,13 @@ void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, Variance
 template <class T>
 void dense_step(const Parameter<T> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin,
                 int64_t end) {
-    float latent[kChunk], gradient[kChunk];
+    float gradient[kChunk];
     for (int64_t block = begin; block < end; ++block) {
         VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
         const int64_t stop = std::min((block + 1) * kBlock, numel);
-        for (int64_t at = block * kBlock; at < stop; at += kChunk) {
-            const int64_t length = std::min(kChunk, stop - at);
-            for (int64_t i = 0; i < length; ++i) latent[i] = load(p.weight[at + i]);
-            update(latent, gradient, nullptr, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a, own);
-            for (int64_t i = 0; i < length; ++i) store(&p.weight[at + i], latent[i]);
-        }
+        for (int64_t at = block * kBlock; at < stop; at += kChunk)
+            take_step(p.weight + at, nullptr, gradient, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at,
+                      std::min(kChunk, stop - at), a, own);
     }
 }
 
