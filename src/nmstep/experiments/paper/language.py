@@ -22,8 +22,8 @@ _TITLES = {
     "mnli-m": "MNLI-m",
     "mnli-mm": "MNLI-mm",
 }
-# Three epochs of batches of 32, BERT's own recipe: five to seven minutes of one core each. Sparse encoders are far from
-# done after one or two.
+# Three epochs of batches of 32, BERT's own recipe: five to seven minutes of one core each. Sparse encoders are far
+# from done after one or two.
 _CPU_STEPS = {"rte": 234, "mrpc": 345, "sts-b": 540, "cola": 804}
 _SMALL_GPT: dict[str, Any] = {
     "model": "config",
