@@ -99,8 +99,6 @@ class StateMachine:
 
     def recover(self) -> None:
         """Gives state and gradients back after a step that was none, or in which the optimizer raised."""
-        if isinstance(self._optimizer, AdamW):
-            self._optimizer.kernels.prepare(own=False)
         if self._sparse.is_open:
             self._sparse.close_(self.pattern_of)
         self._sparse.restore_gradients()
@@ -128,6 +126,9 @@ class StateMachine:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
         self.check_not_masked("optimizer.step()")
         self.recover()
+        self._change = None
+        if isinstance(optimizer, AdamW):
+            optimizer.kernels.prepare(own=False)
         args, kwargs = self._run_closure(args, kwargs)
         self._taking = self._is_a_step()
         if self._taking:
@@ -157,7 +158,7 @@ class StateMachine:
         lr = optimizer.param_groups[0]["lr"]
         row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
         if sparse:
-            self._sparse.close_(self.pattern_of, in_one_pass=self._in_one_pass)
+            self._sparse.close_(self.pattern_of, left_over=self._left_over())
             if sampled:
                 names = [entry.name for entry, _ in self._sparse]
                 stats = layer_stats(self._sparse, self.pattern_of, self._old_masks)
@@ -168,25 +169,24 @@ class StateMachine:
         self.loss = math.nan
 
     def _prepare_one_pass(self) -> bool:
-        """Hands the whole step over to the optimizer's kernels, where it has some that can do it.
-
-        A step whose masks are sampled is none of them: it looks at the latent weights in between.
-        """
+        """Hands the whole step over to the optimizer's kernels, where it has some that can do it."""
         optimizer = self._optimizer
         if not isinstance(optimizer, AdamW):
             return False
         cuts: dict[int, Cut] = {}
         if self.phase == "sparse" and self._sparse.slots:
             optimizer.kernels.prepare(own=True)
-            if self._is_sample(self._options.layers_every):
-                return False
             cuts = self._sparse.cuts(partial(self.pattern_of, ahead=1), refine=self.recipe.refine)
             if not cuts:
                 return False
         self._wanted_sums = self._wants_variance()
-        if self._wanted_sums and self._geometric:
+        if not optimizer.has_own_step() or (self._wanted_sums and self._geometric):
             return False
         return optimizer.kernels.offer(optimizer, cuts, sums=self._wanted_sums)
+
+    def _left_over(self) -> set[int] | None:
+        kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
+        return kernels.left_over() if self._in_one_pass and kernels is not None else None
 
     def _run_closure(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

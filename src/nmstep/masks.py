@@ -15,27 +15,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool = False) -> Tensor:
-    """Returns the boolean mask that keeps the N largest magnitudes of every M consecutive weights.
-
-    Exactly N entries of each group are True. Of equal magnitudes the lower index is kept, so an
-    all-zero group keeps its first N; NaN counts as largest, so that it stays visible.
-
-    Args:
-        weight: any real floating dtype, shape and strides.
-        pattern: N kept of M.
-        dim: the dimension that groups run along.
-        pad: treat a dimension that M does not divide as if it were padded with zeros: its last short
-            group of r weights keeps ``min(N, r)``.
-
-    Returns:
-        A bool tensor of ``weight``'s shape, laid out as ``torch.zeros_like`` would.
-
-    Raises:
-        ValueError: ``weight`` has no such dimension, M does not divide it and ``pad`` is off, or the
-            dtype is not a real floating one.
-
-    Source:
-        SR-STE (arXiv 2102.04010), Eq. 4; STEP, Alg. 1 line 16. Ties and NaN are settled here.
+    """Returns what :func:`nmstep.kernels.nm_mask` documents, in plain torch: the reference for every kernel.
 
     Example:
         >>> nm_mask(torch.tensor([[3.0, -4.0, 1.0, 2.0]]), "2:4").int()
@@ -86,20 +66,7 @@ def split_(
     pad: bool = False,
     pruned: Tensor | None = None,
 ) -> Tensor:
-    """Zeroes what the mask cuts out of ``weight``, in place, and returns what was cut.
-
-    Afterwards ``weight + pruned`` is the weight as it was, to the bit (a negative zero may come back
-    positive), and no coordinate is non-zero in both.
-
-    Args:
-        weight: the latent weight; becomes exactly N:M.
-        pattern: N kept of M.
-        dim: the dimension that groups run along.
-        pad: as for :func:`nm_mask`.
-        pruned: a tensor of ``weight``'s shape and dtype to write into; a new one by default.
-
-    Raises:
-        ValueError: as :func:`nm_mask`.
+    """Does what :func:`nmstep.kernels.split_` documents, in plain torch.
 
     Example:
         >>> w = torch.tensor([[3.0, -4.0, 1.0, 2.0]])

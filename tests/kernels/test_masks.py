@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,19 +14,7 @@ from nmstep import kernels, masks
 from nmstep.kernels.native import are_taken, place
 from nmstep.kernels.native import kernels as compiled
 
-pytestmark = pytest.mark.skipif(compiled() is None, reason=f"no compiled kernels: {kernels.status().why}")
-USABLE = [name for name in kernels.status().usable if name != "torch"]
-
-
-@pytest.fixture(params=USABLE, autouse=True)
-def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs each test on each instruction set."""
-    module = compiled()
-    assert module is not None
-    before = module.active()
-    module.use(request.param)
-    yield request.param
-    module.use(before)
+pytestmark = pytest.mark.usefixtures("variant")
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -168,3 +155,43 @@ def test_where_a_dimension_lies() -> None:
     assert place(torch.zeros(2, 8, 3, 3).to(memory_format=torch.channels_last), 1) == (18, 8, 1)
     assert place(torch.zeros(2, 1, 5), 1) == (10, 1, 1)
     assert place(torch.zeros(0, 4), 1) == (0, 4, 1)
+
+
+def test_inside_a_transform_of_torch_plain_torch_does_the_work() -> None:
+    weight = torch.randn(3, 4, 8)
+    mapped = torch.func.vmap(lambda w: kernels.nm_mask(w, "2:4"))(weight)
+    assert torch.equal(mapped, kernels.nm_mask(weight, "2:4", dim=2))
+
+
+@pytest.mark.parametrize("lazy", [torch._neg_view(torch.ones(4, 8)), torch._efficientzerotensor((4, 8))])
+def test_tensors_that_are_not_what_memory_says_are_not_taken(lazy: Tensor) -> None:
+    assert not are_taken(lazy)
+
+
+def test_a_group_longer_than_the_dimension_costs_no_more_than_the_dimension() -> None:
+    check(torch.randn(4, 8), "3:1000000000", 1)
+
+
+def test_many_blocks_with_short_groups() -> None:
+    for pattern, shape, dim in (
+        ("2:4", (3000, 67), 1),
+        ("3:300", (40, 1111, 3), 1),
+        ("5:12", (70, 50, 31), 1),
+    ):
+        check(torch.randn(shape), pattern, dim)
+
+
+def test_the_stride_of_a_single_row_says_nothing() -> None:
+    weight = torch.randn(8, 64, 1, 1)
+    other = weight.to(memory_format=torch.channels_last)
+    assert other.stride() != weight.stride()
+    assert are_taken(weight, other)
+
+
+def test_the_public_mask_refuses_what_has_no_groups() -> None:
+    with pytest.raises(ValueError, match="not a multiple of 4"):
+        kernels.nm_mask(torch.zeros(4, 6), "2:4")
+    with pytest.raises(ValueError, match="no dimension 2"):
+        kernels.split_(torch.zeros(4, 8), "2:4", dim=2)
+    with pytest.raises(ValueError, match="real floating weight"):
+        kernels.nm_mask(torch.zeros(4, 8, dtype=torch.int32), "2:4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,12 @@ def test_the_environment_chooses(name: str) -> None:
     code, out, _ = run(NMSTEP_KERNELS=name)
     assert out == f"{name} | NMSTEP_KERNELS={name}\n"
     assert code == (1 if name == "torch" else 0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_where_there_is_a_compiler_there_are_kernels() -> None:
+    # Every other test of the kernels is skipped without them, which must not go unnoticed.
+    assert "plain" in status().usable
 
 
 def test_an_unknown_choice_is_answered_with_the_nearest() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nmstep import masks
-from nmstep.kernels.native import are_taken, kernels, place
+from nmstep.kernels.native import are_taken, kernels, layout
 from nmstep.masks import check_groups
 from nmstep.patterns import NMPattern
 
@@ -48,7 +48,7 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
     module = kernels()
     assert module is not None
     module.mask(
-        weight.detach(), mask.view(torch.uint8), _layout(weight, pattern, dim), torch.get_num_threads()
+        weight.detach(), mask.view(torch.uint8), layout(weight, pattern, dim), torch.get_num_threads()
     )
     return mask
 
@@ -74,6 +74,9 @@ def split_(
         pad: as for :func:`nm_mask`.
         pruned: a tensor of ``weight``'s shape and dtype to write into; a new one by default.
 
+    Returns:
+        What was cut, of ``weight``'s shape and dtype: ``pruned``, if it was given.
+
     Raises:
         ValueError: as :func:`nm_mask`.
 
@@ -89,13 +92,6 @@ def split_(
         return masks.split_(weight, pattern, dim=dim, pad=pad, pruned=pruned)
     module = kernels()
     assert module is not None
-    module.split(weight.detach(), pruned.detach(), _layout(weight, pattern, dim), torch.get_num_threads())
+    module.split(weight.detach(), pruned.detach(), layout(weight, pattern, dim), torch.get_num_threads())
     torch.autograd.graph.increment_version([weight, pruned])
     return pruned
-
-
-def _layout(weight: Tensor, pattern: NMPattern, dim: int) -> object:
-    module, lies = kernels(), place(weight, dim % weight.dim())
-    assert module is not None
-    assert lies is not None
-    return module.Layout(*lies, pattern.n, pattern.m)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nmstep.names import did_you_mean
+from nmstep.patterns import NMPattern
 
-__all__ = ["Status", "are_taken", "kernels", "place", "status"]
+__all__ = ["Status", "are_taken", "kernels", "layout", "ordinary", "place", "same_order", "status"]
 
 _ENVIRONMENT = "NMSTEP_KERNELS"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -84,23 +86,50 @@ def are_taken(*tensors: Tensor) -> bool:
     memory, without gaps or overlaps, and all in the same order of dimensions.
     """
     first = tensors[0]
-    strides = first.stride()
     return (
-        not torch.compiler.is_compiling()
+        kernels() is not None
+        and not torch.compiler.is_compiling()
         and first.dtype in _DTYPES
         and all(
-            type(t) in (Tensor, nn.Parameter)
-            and t.device.type == "cpu"
-            and t.layout == torch.strided
-            and t.dtype == first.dtype
-            and t.shape == first.shape
-            and t.stride() == strides
-            and not t.is_neg()
+            ordinary(t) and t.dtype == first.dtype and t.shape == first.shape and same_order(t, first)
             for t in tensors
         )
         and place(first, 0) is not None
-        and kernels() is not None
     )
+
+
+def ordinary(tensor: Tensor) -> bool:
+    """Whether a tensor is what it says in the computer's own memory: no subclass, wrapper, or lazy negation."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not is_functorch_wrapped_tensor(tensor)
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+    )
+
+
+def same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape lie in memory alike; the stride of a single row says nothing."""
+    return a.stride() == b.stride() or all(
+        x == y or size == 1 for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True)
+    )
+
+
+def layout(tensor: Tensor, pattern: NMPattern, dim: int) -> Any:
+    """Returns what the compiled kernels know of a tensor that :func:`are_taken` accepts, and of its groups.
+
+    Args:
+        tensor: any shape.
+        pattern: N kept of M; a group longer than the dimension is the dimension.
+        dim: the dimension that groups run along.
+    """
+    module, lies = kernels(), place(tensor, dim % tensor.dim())
+    assert module is not None
+    assert lies is not None
+    m = max(1, min(pattern.m, lies[1]))
+    return module.Layout(*lies, min(pattern.n, m), m)
 
 
 def place(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:

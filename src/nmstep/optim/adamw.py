@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -91,7 +92,10 @@ class AdamW(torch.optim.Adam):
             raise ValueError(f"Invalid eps_root value: {eps_root}")
         if fused and foreach:
             raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
+        if fused and amsgrad:
+            raise ValueError("the kernels of fused=True do not know amsgrad=True: give one of them")
         self._eps_root = eps_root
+        #: What the compiled kernels do of the coming step; for nmstep's own hooks.
         self.kernels = KernelStep(fused)
         super().__init__(
             params,
@@ -104,13 +108,14 @@ class AdamW(torch.optim.Adam):
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self.defaults["eps_root"] = eps_root
+        self.defaults |= {"eps_root": eps_root, "use_kernels": fused}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, as in torch; ``eps_root`` defaults to the optimizer's own."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("eps_root", self._eps_root)
+        group.pop("use_kernels", None)  # of the whole optimizer; among its defaults since torch copies those
         for index, p in enumerate(group["params"]):
             if p.is_complex():
                 raise ValueError(
@@ -125,7 +130,7 @@ class AdamW(torch.optim.Adam):
         self.state.update(bare)
         self._eps_root = self.defaults.get("eps_root", 0.0)
         if not hasattr(self, "kernels"):  # a copy, of which torch keeps state and groups alone
-            self.kernels = KernelStep(None)
+            self.kernels = KernelStep(self.defaults.get("use_kernels"))
         for group in self.param_groups:
             group.setdefault("eps_root", self._eps_root)
 
@@ -196,6 +201,10 @@ class AdamW(torch.optim.Adam):
                     for row in zip(*batch, strict=True):
                         _floored_step_(group, self.state[row[0]].get(FROZEN), *row)
         return loss
+
+    def has_own_step(self) -> bool:
+        """Whether :meth:`step` is this class's, so that it does what its kernels accepted."""
+        return inspect.unwrap(type(self).step) is inspect.unwrap(AdamW.step)
 
     def _check_attached(self) -> None:
         if any(PRUNED in state or MASK in state for state in self.state.values()):

@@ -40,7 +40,8 @@ class KernelStep:
     def prepare(self, *, own: bool) -> None:
         """Says whether the coming step belongs to a sparse one, which torch does not have."""
         self._own = own
-        self._cuts: Mapping[int, Cut] = {}
+        self._accepted = False
+        self._cuts: dict[int, Cut] = {}
         self._sums: list[float] | None = None
 
     def offer(self, optimizer: AdamW, cuts: Mapping[int, Cut], *, sums: bool) -> bool:
@@ -51,27 +52,49 @@ class KernelStep:
             cuts: what to cut, by the id of each sparse parameter.
             sums: keep sums over the second moment for :meth:`take_sums`.
         """
-        if not self.takes(optimizer, cuts):
+        if not self._is_wanted(optimizer) or not self._can(optimizer, cuts, sums=sums):
             return False
-        self._cuts, self._sums = cuts, [0.0, 0.0, 0.0] if sums else None
+        self._accepted = True
+        self._cuts, self._sums = dict(cuts), [0.0, 0.0, 0.0] if sums else None
         return True
 
-    def takes(self, optimizer: AdamW, cuts: Mapping[int, Cut] | None = None) -> bool:
-        """Whether the kernels do the coming step: they are wanted, and can take all of it."""
+    def takes(self, optimizer: AdamW) -> bool:
+        """Whether the kernels do the step that begins now.
+
+        Raises:
+            RuntimeError: they accepted it when it was offered, and something has been changed since.
+        """
+        taken = (self._accepted or self._is_wanted(optimizer)) and self._can(optimizer, self._cuts)
+        if self._accepted and not taken:
+            raise RuntimeError(
+                "a parameter, a gradient or a state was changed between nmstep's hook and the optimizer's step, so "
+                "that the compiled kernels cannot take it; nothing was changed. Register hooks that do so "
+                "before nmstep.sparsify, or make the optimizer with fused=False"
+            )
+        return taken
+
+    def _is_wanted(self, optimizer: AdamW) -> bool:
         if self._fused is False or any(group["amsgrad"] for group in optimizer.param_groups):
             return False
-        cuts = self._cuts if cuts is None else cuts
-        wanted = bool(self._fused or self._own)
+        return bool(
+            self._fused
+            or self._own
+            or any(group["eps_root"] != 0.0 for group in optimizer.param_groups)
+            or any(FROZEN in state for state in optimizer.state.values())
+        )
+
+    def _can(self, optimizer: AdamW, cuts: Mapping[int, Cut], *, sums: bool = False) -> bool:
+        """Whether the kernels take every tensor of the step; sums are those of all moments or none."""
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
-                wanted = wanted or FROZEN in state or group["eps_root"] != 0.0
                 states = [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
-                if id(p) in cuts:
-                    states.append(cuts[id(p)].pruned)
+                if p.grad is None and sums and states:
+                    return False
+                states += [cuts[id(p)].pruned] if id(p) in cuts else []
                 if p.grad is not None and not takes_step(p, p.grad, *states):
                     return False
-        return wanted
+        return True
 
     def take_sums(self) -> tuple[float, float, float]:
         """Returns ``(Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²)`` of the step that :meth:`offer` asked them for."""
@@ -80,9 +103,12 @@ class KernelStep:
         self._sums = None
         return change, norm1, norm2_squared
 
+    def left_over(self) -> set[int]:
+        """Returns the ids of the parameters that were to be cut and had no gradient any more."""
+        return set(self._cuts)
+
     def step(self, optimizer: AdamW) -> None:
         """Takes the step."""
-        cuts, self._cuts = self._cuts, {}
         for group in optimizer.param_groups:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
@@ -96,7 +122,7 @@ class KernelStep:
                     exp_avg_sq,
                     step=float(step),
                     frozen_eps_root=optimizer.state[p].get(FROZEN),
-                    cut=cuts.get(id(p)),
+                    cut=self._cuts.pop(id(p), None),
                     sums=self._sums is not None,
                 )
                 if self._sums is not None and sums is not None:

@@ -15,7 +15,7 @@ __all__ = ["latent_masks", "layer_stats"]
 
 def latent_masks(sparse: SparseStep, pattern_of: PatternOf) -> list[Tensor]:
     """Returns the mask of each sparse parameter's latent weight, while the step is open."""
-    return [nm_mask(p, pattern_of(e), dim=e.dim or 0, pad=e.pad) for e, p in sparse]
+    return [nm_mask(w, pattern_of(e), dim=e.dim or 0, pad=e.pad) for e, w in sparse.latents()]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ optimizer steps on it, and :meth:`SparseStep.close_` chooses the new mask and sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,11 @@ class SparseStep:
             cuts[id(p)] = Cut(pruned=pruned, pattern=pattern_of(entry), dim=entry.dim or 0, refine=refine)
         return cuts
 
+    def latents(self) -> Iterator[tuple[PlanEntry, Tensor]]:
+        """Yields the latent weight of each parameter, while the step is open and masks are chosen anew."""
+        for (entry, p), held in zip(self, self._held or [], strict=True):
+            yield entry, p if self._latent else p + held
+
     def set_aside(self) -> None:
         """Takes the method's state out of the optimizer for a step that is not to be one."""
         self._latent = False
@@ -145,28 +150,31 @@ class SparseStep:
         return [(p, held) for (_, p), held in zip(self, self._held, strict=True)]
 
     @torch.no_grad()
-    def close_(self, pattern_of: PatternOf, *, in_one_pass: bool = False) -> None:
+    def close_(self, pattern_of: PatternOf, *, left_over: Collection[int] | None = None) -> None:
         """Chooses the masks of the stepped weights, splits them, and gives state and gradients back.
 
         Args:
             pattern_of: the pattern of each parameter from this step on.
-            in_one_pass: the optimizer has split them already.
+            left_over: of a step in one pass, the ids of the parameters that the optimizer did not split.
         """
         self.restore_gradients()
-        held = self._held or []
-        for (entry, p), value in zip(self, held, strict=True):
+        if self._held is None:
+            return  # closed already, by a state_dict() in the middle of the step
+        for (entry, p), value in zip(self, self._held, strict=True):
             state = self.optimizer.state[p]
             if PRUNED in state or MASK in state:
                 continue  # closed already, before something raised
             if value.dtype == torch.bool:
                 state[MASK] = value
                 p.masked_fill_(~value, 0)
-            elif self._latent:
+            elif self._latent or (left_over and id(p) in left_over):
+                if not self._latent:
+                    p.add_(value)
                 state[PRUNED] = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad, pruned=value)
             else:
                 state[PRUNED] = value
         self._held = None
-        if self._latent or in_one_pass:
+        if self._latent or left_over is not None:
             self.remember()
 
     @property

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -35,13 +38,32 @@ struct Team {
     const std::function<void(int64_t, int64_t)> &work;
     int64_t count, step;
     std::atomic<int64_t> next{0};
+    std::exception_ptr error{};
+    std::mutex mutex{};
 
+    // No exception may leave a thread of the team; the first is kept for the caller.
     static void member(void *self) {
         Team &team = *static_cast<Team *>(self);
-        for (int64_t at; (at = team.next.fetch_add(team.step)) < team.count;)
-            team.work(at, std::min(at + team.step, team.count));
+        try {
+            for (int64_t at; (at = team.next.fetch_add(team.step)) < team.count;)
+                team.work(at, std::min(at + team.step, team.count));
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(team.mutex);
+            if (!team.error) team.error = std::current_exception();
+        }
     }
 };
+
+// Where torch has no OpenMP runtime: threads for this call, as many as the system gives.
+void run_on_own_threads(Team &team, int members) {
+    std::vector<std::thread> others;
+    try {
+        for (int i = 1; i < members; ++i) others.emplace_back(&Team::member, &team);
+    } catch (const std::system_error &) {
+    }
+    Team::member(&team);
+    for (std::thread &other : others) other.join();
+}
 
 }  // namespace
 
@@ -52,14 +74,11 @@ void run_parallel(int64_t count, int threads, const std::function<void(int64_t, 
         return;
     }
     Team team{work, count, std::max<int64_t>(1, count / (8 * members))};
-    if (Fork fork = fork_of_torch()) {
+    if (Fork fork = fork_of_torch())
         fork(&Team::member, &team, static_cast<unsigned>(members), 0);
-        return;
-    }
-    std::vector<std::thread> others;
-    for (int i = 1; i < members; ++i) others.emplace_back(&Team::member, &team);
-    Team::member(&team);
-    for (std::thread &other : others) other.join();
+    else
+        run_on_own_threads(team, members);
+    if (team.error) std::rethrow_exception(team.error);
 }
 
 const char *thread_pool() { return fork_of_torch() ? "torch" : "own"; }

@@ -206,7 +206,7 @@ void update(W *__restrict w, const float *__restrict g, const T *__restrict grad
             second = load(v[i]);
         }
         if (kSums) {
-            change += std::fabs(fma_or_not(-gradient, gradient, before));
+            if (kVariance != Variance::frozen) change += std::fabs(fma_or_not(-gradient, gradient, before));
             norm1 += second;
             norm2 += second * second;
         }
