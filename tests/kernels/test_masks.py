@@ -34,7 +34,7 @@ def check(weight: Tensor, pattern: str, dim: int, pad: bool = True) -> None:
 
 
 PATTERNS = ["1:1", "1:2", "2:4", "1:4", "3:4", "2:3", "5:7", "4:8", "1:8", "6:12", "1:16", "9:16"]
-PATTERNS += ["3:17", "1:32", "16:32", "33:64", "1:64", "7:100"]
+PATTERNS += ["1:48", "1:128", "3:17", "1:32", "16:32", "33:64", "1:64", "7:100"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -55,12 +55,69 @@ inline Ints rank_rotating(Ints mine, std::integer_sequence<int, K...>) {
     return rank;
 }
 
-// Chooses in consecutive groups of M. Reads and writes up to a vector beyond `count`.
+// The N of M of groups side by side in a vector, and the one of M where N is 1: the lowest lane with the greatest.
 template <int M>
-void choose_rotating(const float *weights, int32_t *keep, int64_t count, int32_t n) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const Ints rank = rank_rotating<M>(ordinals(weights + i), std::make_integer_sequence<int, M - 1>{});
-        store_ints(keep + i, rank < n);
+inline Ints kept_of(Ints mine, int32_t n) {
+    return rank_rotating<M>(mine, std::make_integer_sequence<int, M - 1>{}) < n;
+}
+
+template <int M, int STEP, int... L>
+inline Ints rotated(Ints value, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(value, value, ((L / M) * M + (L + STEP) % M)...);
+}
+
+// Leaves in every lane what `best` makes of all lanes of its group.
+template <int M, int STEP, class Best>
+inline Ints folded(Ints value, Best best) {
+    if constexpr (STEP < M) {
+        const Ints met = best(value, rotated<M, STEP>(value, std::make_integer_sequence<int, kLanes>{}));
+        return folded<M, 2 * STEP>(met, best);
+    } else {
+        return value;
+    }
+}
+
+inline Ints greater(Ints a, Ints b) { return a > b ? a : b; }
+
+inline Ints smaller(Ints a, Ints b) { return a < b ? a : b; }
+
+template <int... L>
+inline Ints lanes_from(int32_t start, std::integer_sequence<int, L...>) {
+    return Ints{L...} + start;
+}
+
+inline Ints lanes_from(int32_t start) { return lanes_from(start, std::make_integer_sequence<int, kLanes>{}); }
+
+template <int M>
+inline Ints first_kept_of(Ints mine) {
+    const Ints most = folded<M, 1>(mine, greater), lane = lanes_from(0);
+    const Ints candidate = mine == most ? lane : Ints{} + kLanes;
+    return lane == folded<M, 1>(candidate, smaller);
+}
+
+// Calls work(place, keep) for each vector of consecutive groups of M. Reads up to a vector beyond `count`.
+template <int M, class Work>
+inline void for_each_rotating(const float *weights, int64_t count, int32_t n, Work work) {
+    if (M > 4 && n == 1)
+        for (int64_t i = 0; i < count; i += kLanes) work(i, first_kept_of<M>(ordinals(weights + i)));
+    else
+        for (int64_t i = 0; i < count; i += kLanes) work(i, kept_of<M>(ordinals(weights + i), n));
+}
+
+// The greatest of each consecutive group of m, a multiple of the lanes: its lowest place, in vectors.
+inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t count, int64_t m) {
+    for (int64_t group = 0; group < count; group += m) {
+        Ints most = ordinals(weights + group);
+        for (int64_t i = kLanes; i < m; i += kLanes) most = greater(most, ordinals(weights + group + i));
+        most = folded<kLanes, 1>(most, greater);
+        Ints first = Ints{} + static_cast<int32_t>(m);
+        for (int64_t i = 0; i < m; i += kLanes) {
+            const Ints place = lanes_from(static_cast<int32_t>(i));
+            first = smaller(first, ordinals(weights + group + i) == most ? place : first);
+        }
+        first = folded<kLanes, 1>(first, smaller);
+        for (int64_t i = 0; i < m; i += kLanes)
+            store_ints(keep + group + i, lanes_from(static_cast<int32_t>(i)) == first);
     }
 }
 

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include "choose.h"
 #include "numbers.h"
@@ -12,8 +14,9 @@
 namespace nmstep {
 namespace {
 
-constexpr int64_t kChunk = 512;        // values worked on at a time: all scratch stays in the first-level cache
-constexpr int64_t kBlock = 64 * kChunk;  // values of a block
+constexpr int64_t kChunk = 256;        // values worked on at a time: all scratch stays in the first-level cache
+constexpr int64_t kColumns = 256;      // of a group whose rows lie apart: long enough pieces for the memory
+constexpr int64_t kBlock = 128 * kChunk;  // values of a block
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -24,16 +27,15 @@ int64_t groups_in_block(const Layout &l) { return std::max<int64_t>(1, kBlock / 
 // Memory for one chunk, which holds at least a vector of whole columns.
 struct Scratch {
     explicit Scratch(const Layout &l)
-        : capacity(std::max(kChunk, l.m * kLanes)),
+        : capacity(std::max(kChunk, l.m * (l.inner > 1 ? kColumns : kLanes))),
           latent(new float[capacity + kLanes]()),
           gradient(new float[capacity]),
-          cut(new float[capacity]),
           keep(new int32_t[capacity + kLanes]),
           table(new int32_t[capacity + l.m * kLanes]()),
           ranks(new Ints[l.m]) {}
 
     int64_t capacity;
-    std::unique_ptr<float[]> latent, gradient, cut;
+    std::unique_ptr<float[]> latent, gradient;
     std::unique_ptr<int32_t[]> keep, table;
     std::unique_ptr<Ints[]> ranks;
 };
@@ -112,26 +114,37 @@ void choose_in_table(const Chunk &c, int32_t n, Scratch &s) {
     }
 }
 
-void choose(const Chunk &c, const Layout &l, Scratch &s) {
-    const int64_t count = c.groups * c.rows * c.columns;
-    const int32_t n = static_cast<int32_t>(std::min(l.n, c.rows));
-    if (n == c.rows) {
-        std::fill_n(s.keep.get(), count, -1);
-    } else if (l.inner == 1 && c.rows == 2) {
-        choose_rotating<2>(s.latent.get(), s.keep.get(), count, n);
-    } else if (l.inner == 1 && c.rows == 4) {
-        choose_rotating<4>(s.latent.get(), s.keep.get(), count, n);
+// Calls work(place, keep) for each vector of a chunk whose groups lie side by side in vectors; returns false, and
+// calls nothing, where they do not.
+template <class Work>
+bool for_each_vector(const Chunk &c, const Layout &l, int32_t n, const float *latent, Work work) {
+    const int64_t count = c.groups * c.rows;
+    if (l.inner != 1 || n == c.rows) return false;
+    switch (c.rows) {
+        case 2: for_each_rotating<2>(latent, count, n, work); return true;
+        case 4: for_each_rotating<4>(latent, count, n, work); return true;
 #ifdef __AVX2__
-    } else if (l.inner == 1 && c.rows == 8) {
-        choose_rotating<8>(s.latent.get(), s.keep.get(), count, n);
+        case 8: for_each_rotating<8>(latent, count, n, work); return true;
 #endif
 #ifdef __AVX512F__
-    } else if (l.inner == 1 && c.rows == 16) {
-        choose_rotating<16>(s.latent.get(), s.keep.get(), count, n);
+        case 16: for_each_rotating<16>(latent, count, n, work); return true;
 #endif
-    } else {
-        choose_in_table(c, n, s);
     }
+    return false;
+}
+
+int32_t kept_of(const Chunk &c, const Layout &l) { return static_cast<int32_t>(std::min(l.n, c.rows)); }
+
+void choose(const Chunk &c, const Layout &l, Scratch &s) {
+    const int64_t count = c.groups * c.rows * c.columns;
+    const int32_t n = kept_of(c, l);
+    int32_t *keep = s.keep.get();
+    if (n == c.rows)
+        std::fill_n(keep, count, -1);
+    else if (l.inner == 1 && n == 1 && c.rows > kLanes && c.rows % kLanes == 0)
+        choose_first_of_wide(s.latent.get(), keep, count, c.rows);
+    else if (!for_each_vector(c, l, n, s.latent.get(), [&](int64_t i, Ints kept) { store_ints(keep + i, kept); }))
+        choose_in_table(c, n, s);
 }
 
 template <class T>
@@ -143,15 +156,37 @@ void read_weights(const T *weight, const Chunk &c, Scratch &s) {
 }
 
 template <class T>
-void write_split(T *weight, T *pruned, const Chunk &c, const Scratch &s) {
+void write_split(T *__restrict weight, T *__restrict pruned, const float *__restrict latent,
+                 const int32_t *__restrict keep, int64_t length) {
+    for (int64_t i = 0; i < length; ++i) {
+        const int32_t bits = std::bit_cast<int32_t>(latent[i]);
+        store(&weight[i], std::bit_cast<float>(bits & keep[i]));
+        store(&pruned[i], std::bit_cast<float>(bits & ~keep[i]));
+    }
+}
+
+// Chooses and splits the latent weights of a chunk.
+template <class T>
+void choose_and_split(T *weight, T *pruned, const Chunk &c, const Layout &l, Scratch &s) {
+    if constexpr (std::is_same_v<T, float>) {  // whole vectors need not go through memory
+        const int64_t count = c.groups * c.rows;
+        const float *latent = s.latent.get();
+        const auto write = [&](int64_t i, Ints kept) {
+            if (i + kLanes > count) {
+                store_ints(&s.keep[i], kept);
+                write_split(weight + c.start + i, pruned + c.start + i, latent + i, &s.keep[i], count - i);
+                return;
+            }
+            const Ints bits = load_ints(latent + i);
+            const Ints running = bits & kept, cut = bits & ~kept;
+            std::memcpy(weight + c.start + i, &running, sizeof running);
+            std::memcpy(pruned + c.start + i, &cut, sizeof cut);
+        };
+        if (for_each_vector(c, l, kept_of(c, l), latent, write)) return;
+    }
+    choose(c, l, s);
     for_each_piece(c, [&](int64_t at, int64_t from, int64_t length) {
-        const float *latent = &s.latent[from];
-        const int32_t *keep = &s.keep[from];
-        for (int64_t i = 0; i < length; ++i) {
-            const int32_t bits = std::bit_cast<int32_t>(latent[i]);
-            store(&weight[at + i], std::bit_cast<float>(bits & keep[i]));
-            store(&pruned[at + i], std::bit_cast<float>(bits & ~keep[i]));
-        }
+        write_split(weight + at, pruned + at, &s.latent[from], &s.keep[from], length);
     });
 }
 
@@ -178,26 +213,44 @@ void split(T *weight, T *pruned, const Layout &l, int64_t begin, int64_t end) {
     const int64_t in_block = groups_in_block(l);
     for_each_chunk(l, begin * in_block, std::min(end * in_block, groups_of(l)), s.capacity, [&](const Chunk &c) {
         read_weights(weight, c, s);
-        choose(c, l, s);
-        write_split(weight, pruned, c, s);
+        choose_and_split(weight, pruned, c, l, s);
     });
 }
 
 // How the second moment enters a step.
 enum class Variance { updated, floored, frozen };
 
-// One step of Adam on a consecutive piece, as one loop, so that arithmetic and memory overlap. `w` are the latent
-// weights; `g` the gradients where something was added to them, or null.
-template <class W, class T, Variance kVariance, bool kAdded, bool kSums>
-void update(W *__restrict w, const float *__restrict g, const T *__restrict grad, T *__restrict m, T *__restrict v,
-            int64_t length, const Adam &a, VarianceSums *sums) {
+// One consecutive piece of a parameter. `latent` takes the stepped weights of a sparse parameter; `added` holds the
+// gradients where something was added to them.
+template <class T>
+struct Piece {
+    T *weight;
+    const T *pruned, *grad;
+    T *exp_avg, *exp_avg_sq;
+    float *latent, *added;
+    int64_t length;
+};
+
+template <class T>
+Piece<T> piece_of(const Parameter<T> &p, int64_t at, int64_t length, float *latent, float *added) {
+    const T *pruned = p.pruned == nullptr ? nullptr : p.pruned + at;
+    return {p.weight + at, pruned, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, latent, added, length};
+}
+
+// One step of Adam, as one loop, so that arithmetic and memory overlap.
+template <class T, bool kSparse, Variance kVariance, bool kAdded, bool kSums>
+void update(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
+    T *__restrict weight = piece.weight, *__restrict m = piece.exp_avg, *__restrict v = piece.exp_avg_sq;
+    const T *__restrict pruned = piece.pruned, *__restrict grad = piece.grad;
+    float *__restrict latent = piece.latent;
+    const float *__restrict added = piece.added;
     // torch's lerp, which interpolates from the nearer end.
     const bool near = a.one_minus_beta1 < 0.5f;
     const float share = near ? a.one_minus_beta1 : a.one_minus_beta1 - 1;
     float change = 0, norm1 = 0, norm2 = 0;
 #pragma omp simd reduction(+ : change, norm1, norm2)
-    for (int64_t i = 0; i < length; ++i) {
-        const float gradient = kAdded ? g[i] : a.sign * load(grad[i]);
+    for (int64_t i = 0; i < piece.length; ++i) {
+        const float gradient = kAdded ? added[i] : a.sign * load(grad[i]);
         const float before = load(v[i]), first = load(m[i]);
         store(&m[i], fma_or_not(share, gradient - first, near ? first : gradient));
         float second = before;
@@ -214,7 +267,12 @@ void update(W *__restrict w, const float *__restrict g, const T *__restrict grad
         if (kVariance == Variance::frozen) root = std::sqrt(second + a.eps_root);
         if (kVariance == Variance::floored) root = std::sqrt(second / a.correction2 + a.eps_root);
         if (kVariance == Variance::updated) root = std::sqrt(second) / a.sqrt_correction2;
-        store(&w[i], load(w[i]) * a.decay + -a.step_size * load(m[i]) / (root + a.eps));
+        const float old = kSparse ? load(weight[i]) + load(pruned[i]) : load(weight[i]);
+        const float moved = old * a.decay + -a.step_size * load(m[i]) / (root + a.eps);
+        if (kSparse)
+            latent[i] = rounded<T>(moved);
+        else
+            store(&weight[i], moved);
     }
     if (kSums) {
         sums->change += static_cast<double>(change) * a.one_minus_beta2;
@@ -223,39 +281,40 @@ void update(W *__restrict w, const float *__restrict g, const T *__restrict grad
     }
 }
 
-template <class W, class T, bool kAdded, bool kSums>
-void update_as_told(W *w, const float *g, const T *grad, T *m, T *v, int64_t length, const Adam &a,
-                    VarianceSums *sums) {
+template <class T, bool kSparse, bool kAdded, bool kSums>
+void update_as_told(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
     if (a.frozen)
-        update<W, T, Variance::frozen, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
+        update<T, kSparse, Variance::frozen, kAdded, kSums>(piece, a, sums);
     else if (a.eps_root != 0)
-        update<W, T, Variance::floored, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
+        update<T, kSparse, Variance::floored, kAdded, kSums>(piece, a, sums);
     else
-        update<W, T, Variance::updated, kAdded, kSums>(w, g, grad, m, v, length, a, sums);
+        update<T, kSparse, Variance::updated, kAdded, kSums>(piece, a, sums);
 }
 
-// The same with what is added to the gradient first: SR-STE's term for what is cut (null where nothing is), and decay.
-// `room` takes as many gradients.
-template <class W, class T>
-void take_step(W *w, const float *cut, float *room, const T *grad, T *m, T *v, int64_t length, const Adam &a,
-               VarianceSums *sums) {
-    const bool refines = a.refine != 0 && cut != nullptr;
+// The same, after SR-STE's term for what is cut and coupled decay were added to the gradients where they are wanted.
+template <class T, bool kSparse>
+void take_step(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
+    const bool refines = kSparse && a.refine != 0;
     if (!refines && a.coupled == 0) {
         if (sums != nullptr)
-            update_as_told<W, T, false, true>(w, nullptr, grad, m, v, length, a, sums);
+            update_as_told<T, kSparse, false, true>(piece, a, sums);
         else
-            update_as_told<W, T, false, false>(w, nullptr, grad, m, v, length, a, sums);
+            update_as_told<T, kSparse, false, false>(piece, a, sums);
         return;
     }
-    for (int64_t i = 0; i < length; ++i) room[i] = a.sign * load(grad[i]);
+    float *__restrict added = piece.added;
+    for (int64_t i = 0; i < piece.length; ++i) added[i] = a.sign * load(piece.grad[i]);
     if (refines)
-        for (int64_t i = 0; i < length; ++i) room[i] = fma_or_not(cut[i], a.refine, room[i]);
+        for (int64_t i = 0; i < piece.length; ++i) added[i] = fma_or_not(load(piece.pruned[i]), a.refine, added[i]);
     if (a.coupled != 0)
-        for (int64_t i = 0; i < length; ++i) room[i] = fma_or_not(load(w[i]), a.coupled, room[i]);
+        for (int64_t i = 0; i < piece.length; ++i) {
+            const float latent = kSparse ? load(piece.weight[i]) + load(piece.pruned[i]) : load(piece.weight[i]);
+            added[i] = fma_or_not(latent, a.coupled, added[i]);
+        }
     if (sums != nullptr)
-        update_as_told<W, T, true, true>(w, room, grad, m, v, length, a, sums);
+        update_as_told<T, kSparse, true, true>(piece, a, sums);
     else
-        update_as_told<W, T, true, false>(w, room, grad, m, v, length, a, sums);
+        update_as_told<T, kSparse, true, false>(piece, a, sums);
 }
 
 template <class T>
@@ -267,17 +326,9 @@ void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, Variance
         VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
         for_each_chunk(l, block * in_block, std::min((block + 1) * in_block, all), s.capacity, [&](const Chunk &c) {
             for_each_piece(c, [&](int64_t at, int64_t to, int64_t length) {
-                float *latent = &s.latent[to], *cut = &s.cut[to];
-                for (int64_t i = 0; i < length; ++i) {
-                    cut[i] = load(p.pruned[at + i]);
-                    latent[i] = load(p.weight[at + i]) + cut[i];
-                }
-                take_step(latent, cut, &s.gradient[to], p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, length, a,
-                          own);
-                for (int64_t i = 0; i < length; ++i) latent[i] = rounded<T>(latent[i]);
+                take_step<T, true>(piece_of(p, at, length, &s.latent[to], &s.gradient[to]), a, own);
             });
-            choose(c, l, s);
-            write_split(p.weight, p.pruned, c, s);
+            choose_and_split(p.weight, p.pruned, c, l, s);
         });
     }
 }
@@ -290,8 +341,7 @@ void dense_step(const Parameter<T> &p, int64_t numel, const Adam &a, VarianceSum
         VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
         const int64_t stop = std::min((block + 1) * kBlock, numel);
         for (int64_t at = block * kBlock; at < stop; at += kChunk)
-            take_step(p.weight + at, nullptr, gradient, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at,
-                      std::min(kChunk, stop - at), a, own);
+            take_step<T, false>(piece_of(p, at, std::min(kChunk, stop - at), nullptr, gradient), a, own);
     }
 }
 
