@@ -6,7 +6,7 @@ RUNS ?= runs
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ check: setup ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: setup ## an optimizer step against torch's fused AdamW; nothing else should be running
+	$(BIN)/python benchmarks/training_step.py
 
 format: setup ## reformat and fix what can be fixed
 	$(BIN)/ruff format .
