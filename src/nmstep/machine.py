@@ -68,7 +68,7 @@ class StateMachine:
         self.masked = False  # whether the weights are masked for an evaluation only
         self._taking = False
         self._change: Tensor | None = None
-        self._in_one_pass = self._wanted_sums = False
+        self._in_one_pass = False
         self._old_masks: list[Tensor] | None = None
 
     @property
@@ -179,10 +179,10 @@ class StateMachine:
             cuts = self._sparse.cuts(partial(self.pattern_of, ahead=1), refine=self.recipe.refine)
             if not cuts:
                 return False
-        self._wanted_sums = self._wants_variance()
-        if not optimizer.has_own_step() or (self._wanted_sums and self._geometric):
+        sums = self._wants_variance()
+        if not optimizer.has_own_step() or (sums and self._geometric):
             return False
-        return optimizer.kernels.offer(optimizer, cuts, sums=self._wanted_sums)
+        return optimizer.kernels.offer(optimizer, cuts, sums=sums)
 
     def _left_over(self) -> set[int] | None:
         kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
@@ -253,9 +253,9 @@ class StateMachine:
 
     def _variance_sums(self) -> Tensor | None:
         """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""
-        if self._in_one_pass and self._wanted_sums:
-            assert isinstance(self._optimizer, AdamW)
-            moved, norm1, norm2_squared = self._optimizer.kernels.take_sums()
+        taken = self._optimizer.kernels.take_sums() if isinstance(self._optimizer, AdamW) else None
+        if taken is not None:
+            moved, norm1, norm2_squared = taken
             return torch.tensor([moved, 0.0, 0.0, norm1, norm2_squared], dtype=torch.float64)
         if self._change is None:
             return None

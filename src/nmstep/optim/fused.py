@@ -96,12 +96,10 @@ class KernelStep:
                     return False
         return True
 
-    def take_sums(self) -> tuple[float, float, float]:
-        """Returns ``(Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²)`` of the step that :meth:`offer` asked them for."""
-        assert self._sums is not None
-        change, norm1, norm2_squared = self._sums
-        self._sums = None
-        return change, norm1, norm2_squared
+    def take_sums(self) -> list[float] | None:
+        """Returns ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` of a step that :meth:`offer` asked them for, or None."""
+        sums, self._sums = self._sums, None
+        return sums
 
     def left_over(self) -> set[int]:
         """Returns the ids of the parameters that were to be cut and had no gradient any more."""
