@@ -31,8 +31,8 @@ check: setup ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## an optimizer step against torch's fused AdamW; nothing else should be running
-	$(BIN)/python benchmarks/training_step.py
+bench: setup ## step, mask, iteration and memory against torch's AdamW; nothing else should be running
+	$(BIN)/python benchmarks/run.py
 
 format: setup ## reformat and fix what can be fixed
 	$(BIN)/ruff format .

@@ -10,6 +10,9 @@ import torch
 # Before anything makes a console: what is printed must not depend on the terminal that runs the tests.
 os.environ["TERM"] = "dumb"
 os.environ["COLUMNS"] = "80"
+# Before anything loads Triton: without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

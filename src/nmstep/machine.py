@@ -255,8 +255,7 @@ class StateMachine:
         """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""
         taken = self._optimizer.kernels.take_sums() if isinstance(self._optimizer, AdamW) else None
         if taken is not None:
-            moved, norm1, norm2_squared = taken
-            return torch.tensor([moved, 0.0, 0.0, norm1, norm2_squared], dtype=torch.float64)
+            return torch.cat([taken[:1], taken.new_zeros(2), taken[1:]])
         if self._change is None:
             return None
         change, self._change = self._change, None

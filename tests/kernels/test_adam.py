@@ -12,52 +12,12 @@ from torch import Tensor, nn
 
 import nmstep
 from nmstep import AdamW, kernels, masks, sparsify
+from one_step import GROUP, RECIPES, SETTINGS, net, reference_step, step_, train
 
 pytestmark = pytest.mark.usefixtures("variant")
 
 
-def reference_step(
-    w: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, group: dict[str, Any], frozen: float | None
-) -> None:
-    """Adam in float64 by the formulas of the papers, in place."""
-    beta1, beta2 = group["betas"]
-    g = -g if group["maximize"] else g
-    if group["decoupled_weight_decay"]:
-        w.mul_(1 - group["lr"] * group["weight_decay"])
-    else:
-        g = g + group["weight_decay"] * w
-    m.mul_(beta1).add_((1 - beta1) * g)
-    if frozen is None:
-        v.mul_(beta2).add_((1 - beta2) * g * g)
-        root = (v / (1 - beta2**t) + group["eps_root"]).sqrt()
-    else:
-        root = (v + frozen).sqrt()
-    w.sub_(group["lr"] * (m / (1 - beta1**t)) / (root + group["eps"]))
-
-
-GROUP = {
-    "lr": 1e-2,
-    "betas": (0.9, 0.99),
-    "eps": 1e-8,
-    "eps_root": 0.0,
-    "weight_decay": 0.1,
-    "maximize": False,
-    "decoupled_weight_decay": True,
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "frozen"),
-    [
-        ({}, None),
-        ({"eps_root": 1e-6}, None),
-        ({"decoupled_weight_decay": False}, None),
-        ({"maximize": True, "weight_decay": 0.0}, None),
-        ({"betas": (0.3, 0.5)}, None),
-        ({}, 1e-8),
-        ({"decoupled_weight_decay": False, "maximize": True}, 1e-3),
-    ],
-)
+@pytest.mark.parametrize(("changes", "frozen"), SETTINGS)
 @pytest.mark.parametrize("shape", [(3,), (17, 33), (70, 1000)])
 def test_a_dense_step_is_adams(changes: dict[str, Any], frozen: float | None, shape: tuple[int, ...]) -> None:
     group = {**GROUP, **changes}
@@ -67,7 +27,7 @@ def test_a_dense_step_is_adams(changes: dict[str, Any], frozen: float | None, sh
     for t in range(1, 6):
         g = torch.randn(shape)
         before = v.double()
-        sums = kernels.adam_step_(group, p, g, m, v, step=t, frozen_eps_root=frozen, sums=True)
+        sums = step_(group, p, g, m, v, step=t, frozen_eps_root=frozen, sums=True)
         reference_step(exact[0], g.double(), exact[1], exact[2], t, group, frozen)
         expected = ((v.double() - before).abs().sum(), v.double().sum(), v.double().square().sum())
         assert sums == pytest.approx([float(x) for x in expected], rel=1e-4, abs=1e-12)
@@ -94,8 +54,8 @@ def test_a_sparse_step_is_a_dense_one_on_the_latent_weight_and_a_split(
         latent, m2, v2 = w.clone(), m.clone(), v.clone()
         pruned = masks.split_(w, pattern, dim=dim, pad=True)
         cut = kernels.Cut(pruned=pruned, pattern=nmstep.NMPattern.parse(pattern), dim=dim)
-        ours = kernels.adam_step_(GROUP, w, g, m, v, step=3, frozen_eps_root=frozen, cut=cut, sums=True)
-        dense = kernels.adam_step_(GROUP, latent, g, m2, v2, step=3, frozen_eps_root=frozen, sums=True)
+        ours = step_(GROUP, w, g, m, v, step=3, frozen_eps_root=frozen, cut=cut, sums=True)
+        dense = step_(GROUP, latent, g, m2, v2, step=3, frozen_eps_root=frozen, sums=True)
         assert torch.equal(m, m2)
         assert torch.equal(v, v2)
         assert torch.equal(w + pruned, latent)
@@ -111,8 +71,8 @@ def test_sr_stes_term_enters_the_gradient() -> None:
     latent = w + pruned
     cut = kernels.Cut(pruned=pruned.clone(), pattern=nmstep.NMPattern(2, 4), dim=1, refine=0.5)
     moments = [torch.zeros(4, 8) for _ in range(4)]
-    kernels.adam_step_(GROUP, w, g, moments[0], moments[1], step=1, cut=cut)
-    kernels.adam_step_(GROUP, latent, g + 0.5 * pruned, moments[2], moments[3], step=1)
+    step_(GROUP, w, g, moments[0], moments[1], step=1, cut=cut)
+    step_(GROUP, latent, g + 0.5 * pruned, moments[2], moments[3], step=1)
     torch.testing.assert_close(moments[0], moments[2], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(w + cut.pruned, latent, rtol=1e-5, atol=1e-6)
 
@@ -122,8 +82,8 @@ def test_a_gradient_of_other_strides_is_taken() -> None:
     p, g = torch.randn(6, 8), torch.randn(8, 6).t()
     q = p.clone()
     moments = [torch.zeros(6, 8) for _ in range(4)]
-    kernels.adam_step_(GROUP, p, g, moments[0], moments[1], step=1)
-    kernels.adam_step_(GROUP, q, g.contiguous(), moments[2], moments[3], step=1)
+    step_(GROUP, p, g, moments[0], moments[1], step=1)
+    step_(GROUP, q, g.contiguous(), moments[2], moments[3], step=1)
     assert torch.equal(p, q)
 
 
@@ -137,34 +97,11 @@ def test_sums_and_weights_do_not_depend_on_the_number_of_threads() -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             p = start.clone()
-            sums = kernels.adam_step_(GROUP, p, g, torch.zeros_like(p), v.clone(), step=1, sums=True)
+            sums = step_(GROUP, p, g, torch.zeros_like(p), v.clone(), step=1, sums=True)
             found.append((p, sums))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(p, found[0][0]) and sums == found[0][1] for p, sums in found)
-
-
-def net() -> nn.Module:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    generator = torch.Generator().manual_seed(6)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(torch.randn(8, 8, 4, 4, generator=generator)).square().mean().backward()
-        optimizer.step()
-
-
-RECIPES = {
-    "step": lambda: nmstep.STEP("2:4", 30, switch=nmstep.AutoSwitch(window=5, clip=(0.1, 0.3))),
-    "step, updated": lambda: nmstep.STEP("2:4", 30, switch=nmstep.SwitchAt(5), freeze_variance=False),
-    "sr-ste": lambda: nmstep.SRSTE("1:4"),
-    "decaying": lambda: nmstep.DecayingMask("1:8", 4, interval=6),
-    "asp": lambda: nmstep.ASP("2:4", start=3),
-    "dense": nmstep.Dense,
-}
 
 
 @pytest.mark.parametrize("fused", [None, True])
@@ -234,7 +171,7 @@ def test_a_copy_of_the_optimizer_steps_too() -> None:
 def test_values_that_are_not_finite_stay_visible() -> None:
     p, g = torch.ones(2, 4), torch.zeros(2, 4)
     g[0, 1], g[1, 2] = math.nan, math.inf
-    kernels.adam_step_(GROUP, p, g, torch.zeros(2, 4), torch.zeros(2, 4), step=1)
+    step_(GROUP, p, g, torch.zeros(2, 4), torch.zeros(2, 4), step=1)
     assert p[0, 1].isnan()
     assert p[1, 2].isnan()  # inf / inf
     assert p.isfinite().sum() == 6

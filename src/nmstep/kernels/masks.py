@@ -1,4 +1,4 @@
-"""Masks and splits by the compiled kernels where they take the tensor, by plain torch where not."""
+"""Masks and splits by the kernels where they take the tensor, by plain torch where not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nmstep import masks
-from nmstep.kernels.native import are_taken, kernels, layout
+from nmstep.kernels.native import are_taken, engine_for, kernels, layout
 from nmstep.masks import check_groups
 from nmstep.patterns import NMPattern
 
@@ -45,11 +45,15 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
     if not are_taken(weight):
         return masks.nm_mask(weight, pattern, dim=dim, pad=pad)
     mask = torch.empty_like(weight, dtype=torch.bool)
+    lies = layout(weight, pattern, dim)
+    if engine_for(weight.device) == "triton":
+        from nmstep.kernels.gpu import launch  # loads Triton
+
+        launch.mask(weight.detach(), mask, launch.Lies(*lies))
+        return mask
     module = kernels()
     assert module is not None
-    module.mask(
-        weight.detach(), mask.view(torch.uint8), layout(weight, pattern, dim), torch.get_num_threads()
-    )
+    module.mask(weight.detach(), mask.view(torch.uint8), module.Layout(*lies), torch.get_num_threads())
     return mask
 
 
@@ -90,8 +94,14 @@ def split_(
     pruned = torch.empty_like(weight) if pruned is None else pruned
     if not are_taken(weight, pruned):
         return masks.split_(weight, pattern, dim=dim, pad=pad, pruned=pruned)
-    module = kernels()
-    assert module is not None
-    module.split(weight.detach(), pruned.detach(), layout(weight, pattern, dim), torch.get_num_threads())
+    lies = layout(weight, pattern, dim)
+    if engine_for(weight.device) == "triton":
+        from nmstep.kernels.gpu import launch  # loads Triton
+
+        launch.split(weight.detach(), pruned.detach(), launch.Lies(*lies))
+    else:
+        module = kernels()
+        assert module is not None
+        module.split(weight.detach(), pruned.detach(), module.Layout(*lies), torch.get_num_threads())
     torch.autograd.graph.increment_version([weight, pruned])
     return pruned

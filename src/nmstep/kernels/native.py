@@ -1,4 +1,4 @@
-"""The compiled kernels: whether they are here, and what they can take."""
+"""Which kernels are here, and what they can take: the compiled ones on the CPU, Triton's on a GPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 
-__all__ = ["Status", "are_taken", "kernels", "layout", "ordinary", "place", "same_order", "status"]
+__all__ = ["Engine", "Status", "are_taken", "engine_for", "kernels", "layout", "ordinary", "place"]
+__all__ += ["same_order", "status"]
 
 _ENVIRONMENT = "NMSTEP_KERNELS"
-_DTYPES = (torch.float32, torch.bfloat16)
+Engine = Literal["compiled", "triton"]
+_DTYPES = {
+    "compiled": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +37,14 @@ class Status:
         why: a reason for people.
         usable: what ``NMSTEP_KERNELS`` can ask for here.
         threads: whose threads the kernels use: ``"torch"``, ``"own"``, or None without kernels.
+        on_gpu: what works on tensors on a GPU: ``"triton"`` or ``"torch"``.
     """
 
     active: str
     why: str
     usable: tuple[str, ...]
     threads: str | None = None
+    on_gpu: str = "torch"
 
 
 def kernels() -> ModuleType | None:
@@ -53,22 +61,35 @@ def status() -> Status:
     return _load()[1]
 
 
+def engine_for(device: torch.device) -> Engine | None:
+    """Returns what works on tensors of a device, or None where plain torch does."""
+    if device.type == "cuda":
+        return "triton" if status().on_gpu == "triton" else None
+    if device.type != "cpu" or status().active == "torch":
+        return None
+    return "triton" if status().active == "triton" else "compiled"
+
+
 @cache
 def _load() -> tuple[ModuleType | None, Status]:
     asked = os.environ.get(_ENVIRONMENT, "")
     module, problem = _import()
-    usable = ("torch",) if module is None else (*module.variants(), "torch")
+    on_gpu = "triton" if asked != "torch" and find_spec("triton") is not None else "torch"
+    interpreted = on_gpu == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    usable = (*([] if module is None else module.variants()), *(["triton"] if interpreted else []), "torch")
     if asked and asked not in usable:
         more = f" ({problem})" if problem else ""
         raise ValueError(f"{_ENVIRONMENT}={asked!r}: {did_you_mean(asked, usable)}{more}")
+    if asked in ("torch", "triton"):
+        return None, Status(active=asked, why=f"{_ENVIRONMENT}={asked}", usable=usable, on_gpu=on_gpu)
     if module is None:
-        return None, Status(active="torch", why=problem, usable=usable)
-    if asked == "torch":
-        return None, Status(active="torch", why=f"{_ENVIRONMENT}=torch", usable=usable)
+        return None, Status(active="torch", why=problem, usable=usable, on_gpu=on_gpu)
     if asked:
         module.use(asked)
     why = f"{_ENVIRONMENT}={asked}" if asked else "the widest that this processor has"
-    return module, Status(active=module.active(), why=why, usable=usable, threads=module.thread_pool())
+    return module, Status(
+        active=module.active(), why=why, usable=usable, threads=module.thread_pool(), on_gpu=on_gpu
+    )
 
 
 def _import() -> tuple[Any, str]:
@@ -82,16 +103,21 @@ def _import() -> tuple[Any, str]:
 def are_taken(*tensors: Tensor) -> bool:
     """Whether the kernels can work on these tensors together.
 
-    They must be ordinary tensors (no subclasses) of one shape, one of float32 and bfloat16, in the computer's own
-    memory, without gaps or overlaps, and all in the same order of dimensions.
+    They must be ordinary tensors (no subclasses) of one shape, device and dtype (float32 or bfloat16; float16 on a
+    GPU), without gaps or overlaps, and all in the same order of dimensions.
     """
     first = tensors[0]
+    engine = engine_for(first.device)
     return (
-        kernels() is not None
+        engine is not None
         and not torch.compiler.is_compiling()
-        and first.dtype in _DTYPES
+        and first.dtype in _DTYPES[engine]
         and all(
-            ordinary(t) and t.dtype == first.dtype and t.shape == first.shape and same_order(t, first)
+            ordinary(t)
+            and t.dtype == first.dtype
+            and t.device == first.device
+            and t.shape == first.shape
+            and same_order(t, first)
             for t in tensors
         )
         and place(first, 0) is not None
@@ -99,10 +125,9 @@ def are_taken(*tensors: Tensor) -> bool:
 
 
 def ordinary(tensor: Tensor) -> bool:
-    """Whether a tensor is what it says in the computer's own memory: no subclass, wrapper, or lazy negation."""
+    """Whether a tensor is what it says in the memory of its device: no subclass, wrapper, or lazy negation."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
-        and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and not is_functorch_wrapped_tensor(tensor)
         and not tensor.is_neg()
@@ -117,19 +142,21 @@ def same_order(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def layout(tensor: Tensor, pattern: NMPattern, dim: int) -> Any:
-    """Returns what the compiled kernels know of a tensor that :func:`are_taken` accepts, and of its groups.
+def layout(tensor: Tensor, pattern: NMPattern, dim: int) -> tuple[int, int, int, int, int]:
+    """Returns what the kernels know of a tensor that :func:`are_taken` accepts, and of its groups.
 
     Args:
         tensor: any shape.
         pattern: N kept of M; a group longer than the dimension is the dimension.
         dim: the dimension that groups run along.
+
+    Returns:
+        (outer, size, inner) of :func:`place`, N and M.
     """
-    module, lies = kernels(), place(tensor, dim % tensor.dim())
-    assert module is not None
+    lies = place(tensor, dim % tensor.dim())
     assert lies is not None
     m = max(1, min(pattern.m, lies[1]))
-    return module.Layout(*lies, min(pattern.n, m), m)
+    return (*lies, min(pattern.n, m), m)
 
 
 def place(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from nmstep.kernels import Cut, adam_step_, status, takes_step
+from nmstep.kernels import Cut, Update, adam_step_, status, takes_step
 
 if TYPE_CHECKING:
     from nmstep.optim.adamw import AdamW
@@ -42,7 +43,8 @@ class KernelStep:
         self._own = own
         self._accepted = False
         self._cuts: dict[int, Cut] = {}
-        self._sums: list[float] | None = None
+        self._wants_sums = False
+        self._sums: Tensor | None = None
 
     def offer(self, optimizer: AdamW, cuts: Mapping[int, Cut], *, sums: bool) -> bool:
         """Hands the coming step over with all that surrounds it, and returns whether it is taken.
@@ -55,7 +57,7 @@ class KernelStep:
         if not self._is_wanted(optimizer) or not self._can(optimizer, cuts, sums=sums):
             return False
         self._accepted = True
-        self._cuts, self._sums = dict(cuts), [0.0, 0.0, 0.0] if sums else None
+        self._cuts, self._wants_sums = dict(cuts), sums
         return True
 
     def takes(self, optimizer: AdamW) -> bool:
@@ -96,7 +98,7 @@ class KernelStep:
                     return False
         return True
 
-    def take_sums(self) -> list[float] | None:
+    def take_sums(self) -> Tensor | None:
         """Returns ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` of a step that :meth:`offer` asked them for, or None."""
         sums, self._sums = self._sums, None
         return sums
@@ -107,21 +109,22 @@ class KernelStep:
 
     def step(self, optimizer: AdamW) -> None:
         """Takes the step."""
+        updates = []
         for group in optimizer.param_groups:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
+            torch._foreach_add_(columns[5], 1)
             for p, grad, exp_avg, exp_avg_sq, step in zip(*columns[:4], columns[5], strict=True):
-                step += 1
-                sums = adam_step_(
-                    group,
-                    p,
-                    grad,
-                    exp_avg,
-                    exp_avg_sq,
-                    step=float(step),
-                    frozen_eps_root=optimizer.state[p].get(FROZEN),
-                    cut=self._cuts.pop(id(p), None),
-                    sums=self._sums is not None,
+                updates.append(
+                    Update(
+                        group=group,
+                        p=p,
+                        grad=grad,
+                        exp_avg=exp_avg,
+                        exp_avg_sq=exp_avg_sq,
+                        step=float(step),
+                        frozen_eps_root=optimizer.state[p].get(FROZEN),
+                        cut=self._cuts.pop(id(p), None),
+                    )
                 )
-                if self._sums is not None and sums is not None:
-                    self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
+        self._sums = adam_step_(updates, sums=self._wants_sums)

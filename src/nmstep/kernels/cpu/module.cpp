@@ -187,24 +187,15 @@ NB_MODULE(_cpu, module) {
              "outer"_a, "size"_a, "inner"_a, "n"_a, "m"_a);
     nb::class_<Adam>(module, "Adam")
         .def("__init__",
-             [](Adam *self, bool maximize, float refine, float coupled, float decay, double beta1, double beta2,
-                float step_size, float eps, float eps_root, float correction2, float sqrt_correction2, bool frozen) {
-                 new (self) Adam{maximize ? -1.0f : 1.0f,
-                                 refine,
-                                 coupled,
-                                 decay,
-                                 static_cast<float>(1 - beta1),
-                                 static_cast<float>(beta2),
-                                 static_cast<float>(1 - beta2),
-                                 step_size,
-                                 eps,
-                                 eps_root,
-                                 correction2,
-                                 sqrt_correction2,
-                                 frozen};
+             [](Adam *self, float sign, float refine, float coupled, float decay, float one_minus_beta1, float beta2,
+                float one_minus_beta2, float step_size, float eps, float eps_root, float correction2,
+                float sqrt_correction2, bool frozen) {
+                 new (self) Adam{sign,      refine, coupled,  decay,       one_minus_beta1,  beta2, one_minus_beta2,
+                                 step_size, eps,    eps_root, correction2, sqrt_correction2, frozen};
              },
-             nb::kw_only(), "maximize"_a, "refine"_a, "coupled"_a, "decay"_a, "beta1"_a, "beta2"_a, "step_size"_a,
-             "eps"_a, "eps_root"_a, "correction2"_a, "sqrt_correction2"_a, "frozen"_a);
+             nb::kw_only(), "sign"_a, "refine"_a, "coupled"_a, "decay"_a, "one_minus_beta1"_a, "beta2"_a,
+             "one_minus_beta2"_a, "step_size"_a, "eps"_a, "eps_root"_a, "correction2"_a, "sqrt_correction2"_a,
+             "frozen"_a);
     module.def("mask", &mask, "weight"_a, "mask"_a, "layout"_a, "threads"_a);
     module.def("split", &split, "weight"_a, "pruned"_a, "layout"_a, "threads"_a);
     module.def("sparse_step", &sparse_step, "weight"_a, "pruned"_a, "grad"_a, "exp_avg"_a, "exp_avg_sq"_a, "layout"_a,

@@ -1,0 +1,173 @@
+"""Launching the Triton kernels: which parameters go together, and the tables that tell a launch where they lie.
+
+Nothing here makes the host wait for the device. Tables travel from pinned memory; one that is the same as before,
+as a model's in training mostly is, does not travel again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmstep.kernels.gpu import programs
+
+__all__ = ["Kind", "Lies", "Place", "kind_of", "mask", "split", "step_", "to_device"]
+
+_TILE = 2048  # values of one program
+_INT32 = 2**31 - 1
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass(frozen=True)
+class Lies:
+    """How groups lie in a tensor of ``outer`` × ``size`` × ``inner`` values without gaps: along ``size``."""
+
+    outer: int
+    size: int
+    inner: int
+    n: int = 1
+    m: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Groups of the tensor, a short one at the end of each line among them."""
+        return self.outer * -(-self.size // self.m) * self.inner
+
+
+class Place:
+    """Where one parameter lies: its layout, and its tensors, which all lie alike.
+
+    Args:
+        lies: how.
+        tensors: the parameter, and as far as the kernel reads them its pruned part, gradient and moments.
+    """
+
+    def __init__(self, lies: Lies, *tensors: Tensor | None) -> None:
+        self.lies = lies
+        self.tensors = tensors
+
+    def row(self) -> tuple[int, ...]:
+        """Returns the parameter's row of the table."""
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
+        numbers = (self.lies.groups, self.lies.size, self.lies.inner, *addresses)
+        return (*numbers, *[0] * (len(programs.COLUMNS) - len(numbers)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What any kernel is compiled for; parameters of one kind share a launch."""
+
+    n: int
+    m: int
+    flat: bool
+    even: int
+    wide: bool
+    dtype: torch.dtype
+    aligned: bool
+
+    @property
+    def width(self) -> int:
+        """Places of a group in a tile, a power of two."""
+        return 1 << (self.m - 1).bit_length()
+
+    @property
+    def groups(self) -> int:
+        """Groups of one program."""
+        return max(1, _TILE // self.width)
+
+    def constants(self) -> dict[str, Any]:
+        """Returns the kernels' arguments of that name."""
+        return {
+            "N": self.n,
+            "M": self.m,
+            "WIDTH": self.width,
+            "GROUPS": self.groups,
+            "FLAT": self.flat,
+            "EVEN": self.even,
+            "WIDE": self.wide,
+            "DTYPE": _NAMES[self.dtype],
+            "ALIGNED": self.aligned,
+        }
+
+
+def kind_of(place: Place) -> Kind:
+    """Returns what a kernel for one parameter must be compiled for."""
+    lies, tensors = place.lies, [tensor for tensor in place.tensors if tensor is not None]
+    return Kind(
+        n=lies.n,
+        m=lies.m,
+        flat=lies.inner == 1 and lies.size % lies.m == 0,
+        even=math.gcd(lies.inner, 16),
+        wide=tensors[0].numel() > _INT32 - _TILE * lies.m,  # no offset of the last tile may overflow either
+        dtype=tensors[0].dtype,
+        aligned=all(tensor.data_ptr() % 16 == 0 for tensor in tensors),
+    )
+
+
+def mask(weight: Tensor, to: Tensor, lies: Lies) -> None:
+    """Writes the mask of ``weight`` to the bool tensor ``to``, which lies alike."""
+    place = Place(lies, weight)
+    _launch(programs.mask, kind_of(place), [place], to.view(torch.uint8))
+
+
+def split(weight: Tensor, pruned: Tensor, lies: Lies) -> None:
+    """Splits ``weight`` into itself and ``pruned``."""
+    place = Place(lies, weight, pruned)
+    _launch(programs.split, kind_of(place), [place])
+
+
+def step_(
+    kind: Kind, places: Sequence[Place], numbers: Tensor, *, sums: bool, **constants: Any
+) -> Tensor | None:
+    """Takes a step on parameters of one kind, in one launch.
+
+    Args:
+        kind: of all of them.
+        places: each with its parameter, pruned part or None, gradient and both moments.
+        numbers: float32 of shape (parameters, ``len(programs.NUMBERS)``), on the device.
+        sums: return sums over the second moments.
+        constants: SPARSE, VARIANCE, REFINED, COUPLED of the kernel.
+
+    Returns:
+        With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` in float64, on the device; else None.
+    """
+    programs_of_launch = sum(-(-place.lies.groups // kind.groups) for place in places)
+    partial = torch.zeros(programs_of_launch if sums else 0, 3, device=numbers.device)
+    _launch(programs.adam_step, kind, places, numbers, partial, **constants, SUMS=sums)
+    return partial.sum(0, dtype=torch.float64) if sums else None
+
+
+def _launch(program: Any, kind: Kind, places: Sequence[Place], *arguments: Tensor, **constants: Any) -> None:
+    device = places[0].tensors[0].device  # type: ignore[union-attr]
+    blocks = _blocks(device, tuple(place.lies.groups for place in places), kind.groups)
+    if len(blocks):
+        rows = _rows(device, tuple(place.row() for place in places))
+        program[(len(blocks),)](rows, blocks, *arguments, **kind.constants(), **constants)
+
+
+@lru_cache(maxsize=64)
+def _rows(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    return to_device(torch.tensor(rows, dtype=torch.int64), device)
+
+
+@lru_cache(maxsize=64)
+def _blocks(device: torch.device, groups: tuple[int, ...], in_block: int) -> Tensor:
+    """Returns (parameter, block of its groups) for each program of a launch."""
+    counts = torch.tensor([-(-count // in_block) for count in groups])
+    parameter = torch.repeat_interleave(torch.arange(len(groups)), counts)
+    first = torch.cumsum(counts, 0) - counts
+    block = torch.arange(len(parameter)) - first[parameter]
+    return to_device(torch.stack([parameter, block], 1).to(torch.int32), device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a CPU tensor's values on a device, without waiting for it."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,106 @@
+"""What the kernels are told of one parameter's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmstep.kernels.native import layout, same_order
+from nmstep.patterns import NMPattern
+
+__all__ = ["Cut", "Update"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What the step of a sparse parameter needs besides Adam's own state.
+
+    Args:
+        pruned: what the mask cut away, of the parameter's shape and dtype; takes what the new mask cuts away.
+        pattern: N kept of M, from this step on.
+        dim: the dimension that groups run along.
+        refine: λ of SR-STE.
+    """
+
+    pruned: Tensor
+    pattern: NMPattern
+    dim: int
+    refine: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One parameter's part in a step.
+
+    Args:
+        group: of the optimizer: lr, betas, eps, eps_root, weight_decay, maximize, decoupled_weight_decay.
+        p: the parameter, of any shape; is stepped.
+        grad: its gradient, of the same shape and dtype.
+        exp_avg: first moment, likewise; is updated.
+        exp_avg_sq: second moment, likewise; is updated unless it is frozen.
+        step: this step's number, from 1.
+        frozen_eps_root: the floor inside the root where ``exp_avg_sq`` holds the frozen v*, or None.
+        cut: of a sparse parameter.
+    """
+
+    group: Mapping[str, Any]
+    p: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: float
+    frozen_eps_root: float | None = None
+    cut: Cut | None = None
+
+    def lies(self) -> tuple[int, int, int, int, int]:
+        """Returns the parameter's layout; one that has no groups is one row."""
+        if self.cut is None:
+            return (1, self.p.numel(), 1, 1, 1)
+        return layout(self.p, self.cut.pattern, self.cut.dim)
+
+    def written(self) -> list[Tensor]:
+        """Returns the tensors that the step writes to."""
+        return [self.p, self.exp_avg, self.exp_avg_sq] + ([] if self.cut is None else [self.cut.pruned])
+
+    def gradient(self) -> Tensor:
+        """Returns the gradient as it lies in memory like its parameter: itself, or a copy."""
+        if same_order(self.grad, self.p):
+            return self.grad.detach()
+        return torch.empty_like(self.p).copy_(self.grad)
+
+    @property
+    def refine(self) -> float:
+        """λ of SR-STE; 0 for a dense parameter."""
+        return 0.0 if self.cut is None else self.cut.refine
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What :meth:`numbers` depends on, which many parameters share."""
+        return (id(self.group), self.step, self.frozen_eps_root, self.refine)
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the numbers of the step as the kernels take them, computed in float64."""
+        group, frozen = self.group, self.frozen_eps_root is not None
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        decoupled = group["decoupled_weight_decay"]
+        correction2 = 1 - beta2**self.step
+        return {
+            "sign": -1.0 if group["maximize"] else 1.0,
+            "refine": self.refine,
+            "coupled": 0.0 if decoupled else decay,
+            "decay": 1 - lr * decay if decoupled else 1.0,
+            "one_minus_beta1": 1 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1 - beta2,
+            "step_size": lr / (1 - beta1**self.step),
+            "eps": group["eps"],
+            "eps_root": self.frozen_eps_root if frozen else group["eps_root"],
+            "correction2": correction2,
+            "sqrt_correction2": math.sqrt(correction2),
+        }
