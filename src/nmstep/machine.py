@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmstep.kernels import Cut
+from nmstep.late import Late
 from nmstep.optim.adamw import AdamW
-from nmstep.optim.gradients import OnNonfinite, has_gradients, is_idle, nonfinite
+from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
 from nmstep.optim.layer_stats import latent_masks, layer_stats
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.variance import change_sums, coordinates, has_variance, norm_sums
@@ -21,7 +22,7 @@ from nmstep.patterns import NMPattern
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import PlanEntry
 from nmstep.switching import SwitchAt
-from nmstep.trace import Trace, TraceOptions, stats_of, variance_row
+from nmstep.trace import Trace, TraceOptions, stats_of, switch_values, variance_row
 
 __all__ = ["Phase", "StateMachine", "target"]
 
@@ -56,7 +57,10 @@ class StateMachine:
         self.loss: Tensor | float = math.nan
         self._optimizer = optimizer
         self._sparse = sparse
-        self._on_nonfinite = on_nonfinite
+        self._gradients = GradientCheck(
+            optimizer, on_nonfinite, lambda: {id(p): entry.name for entry, p in sparse}
+        )
+        self._seen = Late()  # what the switch has still to observe
         self._options = options
         self._detector = None
         if recipe.switch is not None:
@@ -103,6 +107,10 @@ class StateMachine:
             self._sparse.close_(self.pattern_of)
         self._sparse.restore_gradients()
 
+    def settle(self) -> None:
+        """Ends what a GPU has still to tell, when no further step will come."""
+        self._gradients.settle()
+
     def state(self) -> dict[str, Any]:
         """Returns what must be saved beside the tensors, as JSON values."""
         return {
@@ -111,6 +119,7 @@ class StateMachine:
             "switch_step": self.switch_step,
             "switch_reason": self.switch_reason,
             "detector": None if self._detector is None else self._detector.state(),
+            "seen": [[step, values.tolist()] for step, values in self._seen.pending()],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -119,6 +128,7 @@ class StateMachine:
         self.switch_step, self.switch_reason = state["switch_step"], state["switch_reason"]
         if self._detector is not None:
             self._detector.load(state["detector"])
+        self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     # -- the step ---------------------------------------------------------------------------------
 
@@ -217,21 +227,11 @@ class StateMachine:
             )
         if not has_gradients(optimizer) or is_idle(optimizer):
             return False
-        bad = (
-            []
-            if self._on_nonfinite == "ignore"
-            else nonfinite(optimizer, {id(p): entry.name for entry, p in self._sparse})
-        )
-        if bad and self._on_nonfinite == "raise":
-            raise FloatingPointError(
-                f"NaN or infinite gradient at optimizer step {self.step + 1} in {', '.join(map(repr, bad[:5]))}"
-                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}; nothing was changed. Lower the learning "
-                f"rate, clip gradients, or leave such steps out with sparsify(..., on_nonfinite='skip')"
-            )
-        if bad:
+        passes = self._gradients.passes(self.step + 1)
+        if not passes:
             self.skipped_steps += 1
             self._sparse.hide_gradients()
-        return not bad
+        return passes
 
     # -- the switch ------------------------------------------------------------------------------
 
@@ -241,15 +241,17 @@ class StateMachine:
         sums = self._variance_sums()
         if sums is not None:
             self.trace.d = coordinates(self._optimizer)
-            if self._switch_reads_variance():  # the decision needs the numbers now: one transfer
-                sums = sums.cpu()
             row |= variance_row(sums, self.trace.d, self._geometric)
-        if detector is not None:
-            reason = detector.observe(stats_of(self.step, row))
-            if detector.window_mean is not None:
-                row["z_mean"] = detector.window_mean
+        if detector is None:
+            return
+        self._seen.put(self.step, switch_values(row))
+        for step, values in self._seen.due(self.step):
+            reason = detector.observe(stats_of(step, values))
             if reason is not None:
                 self._start(reason)
+                break
+        if detector.window_mean is not None:
+            row["z_mean"] = detector.window_mean
 
     def _variance_sums(self) -> Tensor | None:
         """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""

@@ -46,7 +46,8 @@ def sparsify(
         recipe: from a preset such as :func:`nmstep.STEP`.
         on_nonfinite: what to do about a NaN or infinite gradient: ``"raise"`` names the parameters and
             changes nothing, ``"skip"`` leaves the step out, ``"ignore"`` does not look (and saves one
-            reading of the gradients).
+            reading of the gradients). On a GPU ``"raise"`` comes :data:`nmstep.late.LATE_STEPS` steps late, so
+            that the host need not wait for the gradients; ``"skip"`` waits.
         trace: how much is recorded; see :class:`TraceOptions`.
 
     Raises:
@@ -199,6 +200,7 @@ class Sparsifier:
         if not self._handles:
             return
         self._machine.recover()
+        self._machine.settle()
         reached = all(self._machine.pattern_of(entry) == entry.pattern for entry in self.plan.sparse)
         if self.plan.sparse and not (self.phase == "sparse" and reached):
             warnings.warn(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nmstep.switching import VarianceStats
 
-__all__ = ["Trace", "TraceOptions", "stats_of", "variance_row"]
+__all__ = ["Trace", "TraceOptions", "stats_of", "switch_values", "variance_row"]
 
+_SWITCH_READS = ("z", "v_norm1", "v_norm2", "z_geometric")
 _COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_unchanged", "z_mean")
 
 
@@ -150,15 +151,24 @@ def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Ten
     return row
 
 
-def stats_of(step: int, row: dict[str, float | Tensor]) -> VarianceStats:
-    """Returns what a switch observes of a step, from its row."""
-    geometric = row.get("z_geometric")
+def switch_values(row: dict[str, float | Tensor]) -> Tensor:
+    """Returns what a switch observes of a step, from its row: shape (4,), NaN where missing, where the row lies."""
+    values = [row.get(name, math.nan) for name in _SWITCH_READS]
+    device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+    # Filled there rather than sent there, which would make the host wait.
+    tensors = [v if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values]
+    return torch.stack([t.to(torch.float64) for t in tensors])
+
+
+def stats_of(step: int, values: Tensor) -> VarianceStats:
+    """Returns the same as the switch takes it, from :func:`switch_values` on the CPU."""
+    change, norm1, norm2, geometric = values.tolist()
     return VarianceStats(
         step=step,
-        change=float(row.get("z", math.nan)),
-        norm1=float(row.get("v_norm1", math.nan)),
-        norm2=float(row.get("v_norm2", math.nan)),
-        change_geometric=None if geometric is None else float(geometric),
+        change=change,
+        norm1=norm1,
+        norm2=norm2,
+        change_geometric=None if math.isnan(geometric) else geometric,
     )
 
 

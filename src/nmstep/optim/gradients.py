@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["OnNonfinite", "has_gradients", "is_idle", "nonfinite"]
+from nmstep.late import LATE_STEPS, Late, is_away
+
+__all__ = ["GradientCheck", "OnNonfinite", "has_gradients", "is_idle", "nonfinite"]
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 
@@ -25,9 +27,78 @@ def is_idle(optimizer: Optimizer) -> bool:
     Checkpoint code takes such a step to make the optimizer create its state. The gradients are read
     only where the learning rate is 0.
     """
-    if any(float(group["lr"]) != 0.0 for group in optimizer.param_groups):
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if any((isinstance(lr, Tensor) and is_away(lr)) or float(lr) != 0.0 for lr in rates):
         return False
     return not any(bool(g.any()) for _, g in _named_gradients(optimizer, {}))
+
+
+class GradientCheck:
+    """The look at the gradients that a sparsifier was asked for.
+
+    Args:
+        optimizer: whose gradients.
+        on_nonfinite: what to do about a NaN or an infinity.
+        names: returns a name for the id of a parameter, where one is known.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, on_nonfinite: OnNonfinite, names: Callable[[], Mapping[int, str]]
+    ) -> None:
+        self._optimizer = optimizer
+        self._on_nonfinite = on_nonfinite
+        self._names = names
+        self._late = Late()
+
+    def passes(self, step: int) -> bool:
+        """Whether step number ``step`` may be taken.
+
+        Gradients on a GPU that are only to raise an error are looked at without waiting, so that it comes
+        :data:`nmstep.late.LATE_STEPS` steps later.
+
+        Raises:
+            FloatingPointError: a gradient holds a NaN or an infinity, and ``on_nonfinite`` is ``"raise"``.
+        """
+        if self._on_nonfinite == "ignore":
+            return True
+        gradients = [g for _, g in _named_gradients(self._optimizer, {})]
+        if self._on_nonfinite == "raise" and gradients and all(is_away(g) for g in gradients):
+            norms = torch._foreach_norm(gradients, float("inf"))  # NaN, too, passes through it
+            self._late.put(step, torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite())
+            self._raise_late(self._late.due(step))
+            return True
+        bad = nonfinite(self._optimizer, self._names())
+        if bad and self._on_nonfinite == "raise":
+            raise FloatingPointError(
+                f"NaN or infinite gradient at optimizer step {step} in {_few(bad)}; nothing was changed. Lower the "
+                f"learning rate, clip gradients, or leave such steps out with sparsify(..., on_nonfinite='skip')"
+            )
+        return not bad
+
+    def settle(self) -> None:
+        """Looks at what was still on its way, when no further step will.
+
+        Raises:
+            FloatingPointError: as :meth:`passes`.
+        """
+        self._raise_late(self._late.pending())
+
+    def _raise_late(self, arrived: list[tuple[int, Tensor]]) -> None:
+        for step, finite in arrived:
+            if not bool(finite.all()):
+                named = [name for name, _ in _named_gradients(self._optimizer, self._names())]
+                bad = [name for name, fine in zip(named, finite.tolist(), strict=False) if not fine]
+                raise FloatingPointError(
+                    f"NaN or infinite gradient at optimizer step {step} in {_few(bad)}, seen now because the host "
+                    f"reads from a GPU {LATE_STEPS} steps late: the weights and the optimizer's state hold it. Go "
+                    f"on from a checkpoint with a lower learning rate or clipped gradients, or look before every "
+                    f"step with sparsify(..., on_nonfinite='skip'), which makes the host wait"
+                )
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(map(repr, names[:5]))}{more}"
 
 
 def nonfinite(optimizer: Optimizer, names: Mapping[int, str]) -> list[str]:

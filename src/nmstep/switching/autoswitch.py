@@ -20,7 +20,8 @@ class AutoSwitch:
     The window is ``floor(1 / (1 − β2))`` samples and must be full before the test counts. With
     ``clip=(a, b)`` and T planned steps, the switch comes neither at ``t <= a T`` nor later than the
     first ``t > b T``; when ``b T`` is reached before the window is full (short fine-tuning), ``b T``
-    decides.
+    decides. On a GPU each sample is read, and acted on, :data:`nmstep.late.LATE_STEPS` steps after its step,
+    so that the host never waits for it; a replay of the trace says the sample's own step.
 
     Args:
         mean: ``"arithmetic"`` (Option I) or ``"geometric"`` (Option II) over coordinates.

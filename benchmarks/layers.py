@@ -1,0 +1,95 @@
+"""Layers of every layout in which groups lie in memory, and an optimizer's step on them without a model around."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import Step
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["LAYOUTS", "linear", "step_alone", "weights_in", "written"]
+
+_MULTIPLE = 32  # so that every pattern up to 1:32 divides
+
+
+def linear(weights: int) -> nn.Module:
+    """Returns a square Linear of about so many weights: groups lie contiguous."""
+    side = _side(weights)
+    return nn.Linear(side, side, bias=False)
+
+
+def _conv1d(weights: int) -> nn.Module:
+    """Returns GPT-2's linear layer, of weight (in, out): groups run down the columns."""
+    side = _side(weights)
+    layer: nn.Module = Conv1D(side, side)  # type: ignore[no-untyped-call]
+    layer.register_parameter("bias", None)
+    return layer
+
+
+def _conv2d(weights: int) -> nn.Conv2d:
+    channels = _side(weights / 9)
+    return nn.Conv2d(channels, channels, 3, bias=False)
+
+
+def _conv2d_channels_last(weights: int) -> nn.Module:
+    layer = _conv2d(weights)
+    layer.weight = nn.Parameter(layer.weight.detach().contiguous(memory_format=torch.channels_last))
+    return layer
+
+
+LAYOUTS: dict[str, Callable[[int], nn.Module]] = {
+    "Linear": linear,
+    "Conv1D": _conv1d,
+    "Conv2d": _conv2d,
+    "Conv2d channels_last": _conv2d_channels_last,
+}
+
+
+def weights_in(model: nn.Module) -> int:
+    """Returns how many weights a model holds."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def written(weights: int) -> str:
+    """Returns a number of weights for people.
+
+    Example:
+        >>> written(9_216), written(100_320_256)
+        ('9.2 k weights', '100.3 M weights')
+    """
+    return f"{weights / 1e6:.1f} M weights" if weights >= 1e6 else f"{weights / 1e3:.1f} k weights"
+
+
+def step_alone(model: nn.Module, optimizer: Optimizer) -> Step:
+    """Returns all that a method adds to forward and backward pass: the optimizer's step, on gradients of noise.
+
+    Where the forward pass chooses the masks, that and what it does to the gradients belong to it too.
+
+    Args:
+        model: whose every layer has one weight and no bias.
+        optimizer: of a method that was attached to it.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    gradients = [1e-3 * torch.randn_like(layer.weight) for layer in layers]
+    if not any(parametrize.is_parametrized(layer) for layer in layers):
+        for layer, gradient in zip(layers, gradients, strict=True):
+            layer.weight.grad = gradient
+        return optimizer.step
+
+    def forward_and_step() -> None:
+        for layer, gradient in zip(layers, gradients, strict=True):
+            layer.weight.backward(gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return forward_and_step
+
+
+def _side(weights: float) -> int:
+    return max(1, round(math.sqrt(weights) / _MULTIPLE)) * _MULTIPLE

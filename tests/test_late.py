@@ -1,0 +1,105 @@
+"""What a GPU tells is read some steps late; here the CPU plays the GPU."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from tiny import backward, net, steps
+
+import nmstep
+from nmstep import AdamW, late, sparsify
+from nmstep.late import LATE_STEPS, Late
+from nmstep.optim import gradients
+
+RECIPE = nmstep.STEP("2:4", 40, switch=nmstep.AutoSwitch(window=5, clip=(0.1, 0.4)))
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (late, gradients):
+        monkeypatch.setattr(module, "is_away", lambda _: True)
+
+
+def trained(count: int) -> tuple[torch.nn.Module, AdamW, nmstep.Sparsifier]:
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    sparsifier = sparsify(model, optimizer, RECIPE)
+    steps(model, optimizer, count)
+    return model, optimizer, sparsifier
+
+
+def test_what_lies_here_is_due_at_once() -> None:
+    queue = Late()
+    queue.put(3, torch.ones(1))
+    assert queue.due(2) == []
+    assert queue.due(3) == [(3, torch.ones(1))]
+    assert queue.pending() == []
+
+
+@pytest.mark.usefixtures("away")
+def test_what_lies_away_is_due_later_and_in_order() -> None:
+    queue = Late()
+    found = []
+    for step in range(1, 9):
+        queue.put(step, torch.tensor(float(step)))
+        found.append([s for s, _ in queue.due(step)])
+    assert found == [[]] * LATE_STEPS + [[1], [2], [3], [4]]
+    assert [s for s, _ in queue.pending()] == [5, 6, 7, 8]
+
+
+def test_the_switch_acts_late_by_as_many_steps(request: pytest.FixtureRequest) -> None:
+    here = trained(30)[2]
+    request.getfixturevalue("away")
+    there = trained(30)[2]
+    assert here.switch_step is not None
+    assert there.switch_step == here.switch_step + LATE_STEPS
+    assert there.switch_reason == here.switch_reason
+    z = [[row["z"] for row in s.trace.rows()][: here.switch_step] for s in (here, there)]
+    assert z[0] == z[1]
+
+
+@pytest.mark.usefixtures("away")
+@pytest.mark.parametrize("cut", [2, 7, 17, 19, 22])
+def test_a_run_resumes_with_what_was_still_on_its_way(cut: int) -> None:
+    model, _, whole = trained(30)
+    first, optimizer, _ = trained(cut)
+    file = io.BytesIO()
+    torch.save((first.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file)
+    again, optimizer, rest = trained(0)
+    again.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    steps(again, optimizer, 30 - cut, first=cut)
+    assert rest.switch_step == whole.switch_step
+    for p, q in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.usefixtures("away")
+def test_a_gradient_that_is_not_finite_is_told_late_and_by_name() -> None:
+    model, optimizer, _ = trained(3)
+    backward(model)
+    p = next(model.parameters())
+    assert p.grad is not None
+    p.grad.view(-1)[0] = math.nan
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match=r"optimizer step 4 in '0.weight', seen now because the host"):
+        for _ in range(LATE_STEPS):
+            for q in model.parameters():
+                q.grad = torch.zeros_like(q)
+            optimizer.step()
+
+
+@pytest.mark.usefixtures("away")
+def test_the_end_of_training_tells_what_was_still_on_its_way() -> None:
+    model, optimizer, sparsifier = trained(25)
+    backward(model)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, math.inf)
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match="optimizer step 26 in "):
+        sparsifier.finalize()
