@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from nmstep.kernels import Cut
 from nmstep.late import Late
 from nmstep.optim.adamw import AdamW
+from nmstep.optim.closure import run_closure
 from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
 from nmstep.optim.layer_stats import latent_masks, layer_stats
 from nmstep.optim.sparse_step import SparseStep
@@ -128,6 +129,8 @@ class StateMachine:
         self.switch_step, self.switch_reason = state["switch_step"], state["switch_reason"]
         if self._detector is not None:
             self._detector.load(state["detector"])
+        if isinstance(self._optimizer, AdamW):
+            self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     # -- the step ---------------------------------------------------------------------------------
@@ -139,7 +142,9 @@ class StateMachine:
         self._change = None
         if isinstance(optimizer, AdamW):
             optimizer.kernels.prepare(own=False)
-        args, kwargs = self._run_closure(args, kwargs)
+        args, kwargs, loss = run_closure(args, kwargs)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.loss = loss.detach()
         self._taking = self._is_a_step()
         if self._taking:
             self._in_one_pass = self._prepare_one_pass()
@@ -197,21 +202,6 @@ class StateMachine:
     def _left_over(self) -> set[int] | None:
         kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
         return kernels.left_over() if self._in_one_pass and kernels is not None else None
-
-    def _run_closure(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Runs the closure here, while the parameters hold the masked weights, and passes its value on."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            return args, kwargs
-        with torch.enable_grad():
-            loss = closure()
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self.loss = loss.detach()
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": lambda: loss}
-        return (args[0], lambda: loss, *args[2:]), kwargs
 
     def _is_a_step(self) -> bool:
         """Whether this call counts, after the gradients were looked at."""
@@ -275,7 +265,10 @@ class StateMachine:
             assert isinstance(self._optimizer, AdamW)
             chosen = None if recipe.freeze == "all" else [p for _, p in self._sparse]
             self._optimizer.freeze_variance_(
-                chosen, correct_bias=recipe.correct_bias, eps_root=recipe.eps_root
+                chosen,
+                correct_bias=recipe.correct_bias,
+                eps_root=recipe.eps_root,
+                dtype=recipe.preconditioner_dtype,
             )
         self.switch_step, self.switch_reason = self.step, reason
 

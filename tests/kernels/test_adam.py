@@ -317,3 +317,27 @@ def test_both_moments_are_torchs_to_the_bit(variant: str) -> None:
     for key in ("exp_avg", "exp_avg_sq"):
         assert torch.equal(ours.state[p][key], theirs.state[q][key])
     torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4", "1:16"])
+def test_a_frozen_variance_of_half_a_word_is_read_as_it_is(pattern: str | None) -> None:
+    torch.manual_seed(9)
+    w, m, v, g = (torch.randn(40, 96) for _ in range(4))
+    narrow = v.square_().bfloat16()
+    found = []
+    for second in (narrow, narrow.float()):
+        p, first, cut = w.clone(), m.clone(), None
+        if pattern is not None:
+            pruned = masks.split_(p, pattern)
+            cut = kernels.Cut(pruned=pruned, pattern=nmstep.NMPattern.parse(pattern), dim=1)
+        step_(GROUP, p, g, first, second, step=5, frozen_eps_root=1e-8, cut=cut)
+        found.append((p, first))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(narrow, v.bfloat16())
+
+
+def test_a_second_moment_that_is_updated_cannot_be_narrow() -> None:
+    p, g, m = (torch.ones(4, 8) for _ in range(3))
+    with pytest.raises(ValueError, match="second moment that is updated must have the parameter's type"):
+        step_(GROUP, p, g, m, torch.ones(4, 8, dtype=torch.bfloat16), step=1)

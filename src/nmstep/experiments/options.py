@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import torch
+
 from nmstep.experiments import schema
 from nmstep.recipes import ASP, SRSTE, STE, STEP, DecayingMask, Dense, Recipe
 from nmstep.recipes.recipe import Pattern
@@ -22,7 +24,7 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "ste": (),
     "sr-ste": ("refine",),
     "decaying-mask": ("dense_steps", "interval"),
-    "step": (*_SWITCH, "freeze", "correct_bias", "eps_root"),
+    "step": (*_SWITCH, "freeze", "correct_bias", "eps_root", "preconditioner_dtype"),
     "step-updated": _SWITCH,
 }
 _SWITCH_TAKES: dict[str, tuple[str, ...]] = {
@@ -56,6 +58,7 @@ class RecipeOptions:
         freeze: STEP: freeze the variance of all parameters, or of sparse ones only; none for all.
         correct_bias: STEP: whether the bias-corrected variance is frozen; none for yes.
         eps_root: STEP: floor inside the root once the variance is frozen; none for 1e-8.
+        preconditioner_dtype: STEP: what the frozen variance is held in; none for the weights' own dtype.
 
     Raises:
         ValueError: a value has the wrong type or is out of range.
@@ -73,6 +76,7 @@ class RecipeOptions:
     freeze: Literal["all", "sparse"] | None = None
     correct_bias: bool | None = None
     eps_root: float | None = None
+    preconditioner_dtype: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         schema.check_types(self)
@@ -138,6 +142,8 @@ def build_recipe(name: str, pattern: Pattern | None, options: RecipeOptions, *, 
             pattern, _within("dense_steps", options.dense_steps, steps), interval=max(1, interval)
         )
     kept = {} if name == "step-updated" else _some(options, "freeze", "correct_bias", "eps_root")
+    if options.preconditioner_dtype is not None:
+        kept["preconditioner_dtype"] = getattr(torch, options.preconditioner_dtype)
     switch = _build_switch(options, steps)
     return STEP(pattern, steps, switch=switch, freeze_variance=name == "step", **kept)
 

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nmstep.kernels.native import are_taken, engine_for, kernels, ordinary
+from nmstep.kernels.native import are_taken, engine_for, is_like, kernels, ordinary
 from nmstep.kernels.update import Update
 
-__all__ = ["adam_step_", "takes_step"]
+__all__ = ["adam_step_", "takes_gradient", "takes_state"]
+
+# The compiled kernels' number for a pair of dtypes: of the parameter, and of its second moment.
+_KINDS = {
+    (torch.float32, torch.float32): 0,
+    (torch.float32, torch.bfloat16): 1,
+    (torch.bfloat16, torch.bfloat16): 2,
+}
 
 
-def takes_step(p: Tensor, grad: Tensor, *states: Tensor) -> bool:
-    """Whether the kernels can step a parameter.
+def takes_gradient(p: Tensor, grad: Tensor) -> bool:
+    """Whether the kernels can step a parameter that they take with this gradient, of any strides."""
+    return ordinary(grad) and grad.dtype == p.dtype and grad.shape == p.shape and grad.device == p.device
+
+
+def takes_state(p: Tensor, *states: Tensor, exp_avg_sq: Tensor | None = None, frozen: bool = False) -> bool:
+    """Whether the kernels can step a parameter with such a state.
 
     Args:
         p: the parameter: float32 or bfloat16 (on a GPU float16 too), of any shape, in memory without gaps.
-        grad: its gradient, of the same shape and dtype and any strides.
-        states: its moments and its pruned part, as far as they are there yet, in memory as ``p`` is.
+        states: its first moment and its pruned part, as far as they are there yet, of the same kind as ``p``.
+        exp_avg_sq: its second moment, likewise; where it is frozen it may be bfloat16.
+        frozen: whether it is.
     """
-    return (
-        are_taken(p, *states)
-        and ordinary(grad)
-        and grad.device == p.device
-        and grad.dtype == p.dtype
-        and grad.shape == p.shape
-    )
+    if not are_taken(p, *states):
+        return False
+    if exp_avg_sq is None or is_like(exp_avg_sq, p):
+        return True
+    return frozen and is_like(exp_avg_sq, p, torch.bfloat16)
 
 
 def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | None:
-    """Takes one step of Adam on parameters that :func:`takes_step` accepts.
+    """Takes one step of Adam on parameters that :func:`takes_state` and :func:`takes_gradient` accept.
 
     With a cut, the step is taken on the latent ``w = p + pruned``, whose new mask is chosen and which is split
     again, all in one pass over memory. The arithmetic is fp32, rounded once where a value is stored. Nothing
@@ -67,20 +79,19 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
 
 
 def _compiled_step_(updates: Sequence[Update], sums: bool) -> Tensor:
-    module, threads = kernels(), torch.get_num_threads()
+    module = kernels()
     assert module is not None
-    settings: dict[tuple[object, ...], Any] = {}  # shared by many parameters
-    total = [0.0, 0.0, 0.0]
-    for u in updates:
+    settings: dict[tuple[object, ...], tuple[int, Any]] = {}  # shared by many parameters
+    rows = array("q")
+    tensors = [u.tensors() for u in updates]  # copies of gradients among them, which must outlive the step
+    for u, own in zip(updates, tensors, strict=True):
         if u.key not in settings:
-            settings[u.key] = module.Adam(frozen=u.frozen_eps_root is not None, **u.numbers())
-        tensors = (u.gradient(), u.exp_avg, u.exp_avg_sq)
-        if u.cut is None:
-            found = module.dense_step(u.p.detach(), *tensors, settings[u.key], threads, sums)
-        else:
-            lies = module.Layout(*u.lies())
-            found = module.sparse_step(
-                u.p.detach(), u.cut.pruned, *tensors, lies, settings[u.key], threads, sums
+            settings[u.key] = (
+                len(settings),
+                module.Adam(frozen=u.frozen_eps_root is not None, **u.numbers()),
             )
-        total = [a + b for a, b in zip(total, found or (), strict=True)] if sums else total
-    return torch.tensor(total, dtype=torch.float64)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in own]
+        rows.extend((*addresses, *u.lies(), _KINDS[u.p.dtype, u.exp_avg_sq.dtype], settings[u.key][0]))
+    adams = [adam for _, adam in settings.values()]
+    found = module.step(rows.tobytes(), adams, torch.get_num_threads(), sums)
+    return torch.tensor(found or (0.0, 0.0, 0.0), dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -21,6 +21,7 @@ __all__ = ["Engine", "Status", "are_taken", "engine_for", "kernels", "layout", "
 __all__ += ["same_order", "status"]
 
 _ENVIRONMENT = "NMSTEP_KERNELS"
+_ORDINARY = (nn.Parameter, Tensor)
 Engine = Literal["compiled", "triton"]
 _DTYPES = {
     "compiled": (torch.float32, torch.bfloat16),
@@ -74,8 +75,9 @@ def engine_for(device: torch.device) -> Engine | None:
 def _load() -> tuple[ModuleType | None, Status]:
     asked = os.environ.get(_ENVIRONMENT, "")
     module, problem = _import()
-    on_gpu = "triton" if asked != "torch" and find_spec("triton") is not None else "torch"
-    interpreted = on_gpu == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    has_triton = asked != "torch" and find_spec("triton") is not None
+    on_gpu = "triton" if has_triton and torch.cuda.is_available() else "torch"
+    interpreted = has_triton and os.environ.get("TRITON_INTERPRET") == "1"
     usable = (*([] if module is None else module.variants()), *(["triton"] if interpreted else []), "torch")
     if asked and asked not in usable:
         more = f" ({problem})" if problem else ""
@@ -110,24 +112,28 @@ def are_taken(*tensors: Tensor) -> bool:
     engine = engine_for(first.device)
     return (
         engine is not None
-        and not torch.compiler.is_compiling()
         and first.dtype in _DTYPES[engine]
-        and all(
-            ordinary(t)
-            and t.dtype == first.dtype
-            and t.device == first.device
-            and t.shape == first.shape
-            and same_order(t, first)
-            for t in tensors
-        )
+        and not torch.compiler.is_compiling()
+        and all(is_like(t, first) for t in tensors)
         and place(first, 0) is not None
+    )
+
+
+def is_like(tensor: Tensor, first: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether a tensor is an ordinary one of the same device, shape, strides, and dtype unless another is given."""
+    return (
+        ordinary(tensor)
+        and tensor.dtype == (dtype or first.dtype)
+        and tensor.device == first.device
+        and tensor.shape == first.shape
+        and same_order(tensor, first)
     )
 
 
 def ordinary(tensor: Tensor) -> bool:
     """Whether a tensor is what it says in the memory of its device: no subclass, wrapper, or lazy negation."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in _ORDINARY
         and tensor.layout == torch.strided
         and not is_functorch_wrapped_tensor(tensor)
         and not tensor.is_neg()
@@ -174,15 +180,17 @@ def place(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
         >>> place(torch.zeros(2, 3, 5), 1), place(torch.zeros(3, 2).t(), 1), place(torch.zeros(4, 4)[:, :2], 1)
         ((2, 3, 5), (1, 3, 2), None)
     """
-    if tensor.dim() == 0:
+    return _place(tensor.shape, tensor.stride(), dim)
+
+
+@lru_cache(maxsize=4096)  # a model has few shapes, and a step asks for each parameter
+def _place(shape: tuple[int, ...], strides: tuple[int, ...], dim: int) -> tuple[int, int, int] | None:
+    if not shape:
         return (1, 1, 1)
-    if tensor.numel() == 0:
-        return (0, tensor.shape[dim], 1)
-    order = sorted(
-        (stride, size, d) for d, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True))
-    )
+    if 0 in shape:
+        return (0, shape[dim], 1)
     expected = inner = 1
-    for stride, size, d in order:
+    for stride, size, d in sorted(zip(strides, shape, range(len(shape)), strict=True)):
         if size == 1:
             continue
         if stride != expected:
@@ -190,5 +198,5 @@ def place(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
         if d == dim:
             inner = expected
         expected *= size
-    size = tensor.shape[dim]
+    size = shape[dim]
     return (expected // (size * inner), size, inner)

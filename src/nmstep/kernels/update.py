@@ -63,15 +63,14 @@ class Update:
             return (1, self.p.numel(), 1, 1, 1)
         return layout(self.p, self.cut.pattern, self.cut.dim)
 
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Returns the parameter, its pruned part, its gradient in the parameter's order, and both moments."""
+        grad = self.grad if same_order(self.grad, self.p) else torch.empty_like(self.p).copy_(self.grad)
+        return self.p, None if self.cut is None else self.cut.pruned, grad, self.exp_avg, self.exp_avg_sq
+
     def written(self) -> list[Tensor]:
         """Returns the tensors that the step writes to."""
         return [self.p, self.exp_avg, self.exp_avg_sq] + ([] if self.cut is None else [self.cut.pruned])
-
-    def gradient(self) -> Tensor:
-        """Returns the gradient as it lies in memory like its parameter: itself, or a copy."""
-        if same_order(self.grad, self.p):
-            return self.grad.detach()
-        return torch.empty_like(self.p).copy_(self.grad)
 
     @property
     def refine(self) -> float:

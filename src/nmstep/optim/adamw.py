@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from nmstep.optim.floored import floored_step_
 from nmstep.optim.fused import FROZEN, KernelStep
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
@@ -136,7 +137,12 @@ class AdamW(torch.optim.Adam):
 
     @torch.no_grad()
     def freeze_variance_(
-        self, params: Iterable[Tensor] | None = None, *, correct_bias: bool = True, eps_root: float = 1e-8
+        self,
+        params: Iterable[Tensor] | None = None,
+        *,
+        correct_bias: bool = True,
+        eps_root: float = 1e-8,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Freezes the second moment of ``params`` at its current value, for good.
 
@@ -147,6 +153,7 @@ class AdamW(torch.optim.Adam):
             params: whose variance; all of the optimizer's by default.
             correct_bias: freeze ``v̂ = v / (1 − β2^t)`` rather than v.
             eps_root: the floor inside the root from now on, in place of the group's.
+            dtype: what to hold it in: each parameter's own dtype (None), or ``torch.bfloat16``.
 
         Raises:
             ValueError: a group uses amsgrad, or ``eps_root`` is negative.
@@ -171,6 +178,18 @@ class AdamW(torch.optim.Adam):
                 if correct_bias:
                     state["exp_avg_sq"].div_(1 - beta2 ** float(state["step"]))
                 state[FROZEN] = eps_root
+        self.hold_frozen_in_(dtype)
+
+    @torch.no_grad()
+    def hold_frozen_in_(self, dtype: torch.dtype | None) -> None:
+        """Holds every frozen variance in ``dtype``; None changes nothing.
+
+        torch casts what it loads to the parameter's dtype, so this is to be called after ``load_state_dict`` too.
+        :func:`nmstep.sparsify` does so where its recipe has a ``preconditioner_dtype``.
+        """
+        for state in self.state.values():
+            if dtype is not None and FROZEN in state:
+                state["exp_avg_sq"] = state["exp_avg_sq"].to(dtype)
 
     @torch.no_grad()
     def unfreeze_variance_(self) -> None:
@@ -180,6 +199,7 @@ class AdamW(torch.optim.Adam):
             for p in group["params"]:
                 state = self.state.get(p, {})
                 if state.pop(FROZEN, None) is not None:
+                    state["exp_avg_sq"] = state["exp_avg_sq"].to(p.dtype)
                     state["exp_avg_sq"].mul_(1 - beta2 ** float(state["step"]))
 
     @torch.no_grad()
@@ -199,7 +219,7 @@ class AdamW(torch.optim.Adam):
                     self._torch_step(group, batch)
                 else:
                     for row in zip(*batch, strict=True):
-                        _floored_step_(group, self.state[row[0]].get(FROZEN), *row)
+                        floored_step_(group, self.state[row[0]].get(FROZEN), *row)
         return loss
 
     def has_own_step(self) -> bool:
@@ -247,37 +267,3 @@ class AdamW(torch.optim.Adam):
             eps=group["eps"],
             maximize=group["maximize"],
         )
-
-
-def _floored_step_(
-    group: dict[str, Any],
-    frozen: float | None,
-    p: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor,
-    step: Tensor,
-) -> None:
-    """One parameter's step where torch has none: a floor inside the root, or a frozen variance."""
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    lr = group["lr"]
-    step += 1
-    t = float(step)
-    grad = -grad if group["maximize"] else grad
-    if group["weight_decay"] != 0:
-        if group["decoupled_weight_decay"]:
-            p.mul_(1 - lr * group["weight_decay"])
-        else:
-            grad = grad.add(p, alpha=group["weight_decay"])
-    exp_avg.lerp_(grad, 1 - beta1)
-    if frozen is not None:
-        # In fp32 at least: fp16 cannot hold the floor before its root is taken.
-        wide = exp_avg_sq.to(torch.promote_types(exp_avg_sq.dtype, torch.float32), copy=True)
-        denominator = wide.add_(frozen).sqrt_().add_(group["eps"]).to(p.dtype)
-    else:
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if group["amsgrad"]:
-            torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
-        denominator = (max_exp_avg_sq / (1 - beta2**t)).add_(group["eps_root"]).sqrt_().add_(group["eps"])
-    p.addcdiv_(exp_avg, denominator, value=-float(lr) / (1 - beta1**t))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nmstep.kernels import Cut, Update, adam_step_, status, takes_step
+from nmstep.kernels import Cut, Update, adam_step_, status, takes_gradient, takes_state
 
 if TYPE_CHECKING:
     from nmstep.optim.adamw import AdamW
@@ -31,11 +31,10 @@ class KernelStep:
     """
 
     def __init__(self, fused: bool | None) -> None:
-        if fused and status().active == "torch":
-            raise RuntimeError(
-                f"fused=True needs nmstep's compiled kernels: {status().why}; leave fused unset"
-            )
+        if fused and status().active == status().on_gpu == "torch":
+            raise RuntimeError(f"fused=True needs nmstep's kernels: {status().why}; leave fused unset")
         self._fused = fused
+        self._taken: dict[int, object] = {}  # what is known of the parameters and states that were looked at
         self.prepare(own=False)
 
     def prepare(self, *, own: bool) -> None:
@@ -90,12 +89,28 @@ class KernelStep:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
-                states = [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
-                if p.grad is None and sums and states:
+                if p.grad is None:
+                    if sums and state:
+                        return False
+                elif not (takes_gradient(p, p.grad) and self._takes_state(p, state, cuts.get(id(p)))):
                     return False
-                states += [cuts[id(p)].pruned] if id(p) in cuts else []
-                if p.grad is not None and not takes_step(p, p.grad, *states):
-                    return False
+        return True
+
+    def _takes_state(self, p: Tensor, state: dict[str, Any], cut: Cut | None) -> bool:
+        """Whether the kernels take a parameter with its state; looked at closely where it is not as it was."""
+        pruned = None if cut is None else cut.pruned
+        mark = [
+            (id(t), t.data_ptr(), t.stride(), t.shape, t.dtype)
+            for t in (p, state.get("exp_avg"), state.get("exp_avg_sq"), pruned)
+            if t is not None
+        ]
+        frozen = FROZEN in state
+        if self._taken.get(id(p)) == (mark, frozen):
+            return True
+        states = [t for t in (state.get("exp_avg"), pruned) if t is not None]
+        if not takes_state(p, *states, exp_avg_sq=state.get("exp_avg_sq"), frozen=frozen):
+            return False
+        self._taken[id(p)] = (mark, frozen)
         return True
 
     def take_sums(self) -> Tensor | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from nmstep.recipes.recipe import Pattern, Recipe
 from nmstep.recipes.schedule import Halving
 from nmstep.switching import AutoSwitch, Switch, SwitchAt
@@ -92,6 +94,7 @@ def STEP(
     freeze: Literal["all", "sparse"] = "all",
     correct_bias: bool = True,
     eps_root: float = 1e-8,
+    preconditioner_dtype: torch.dtype | None = None,
 ) -> Recipe:
     """Returns STEP: dense Adam until the variance has settled, then masks over the frozen variance.
 
@@ -105,6 +108,8 @@ def STEP(
         eps_root: the floor inside the root in the frozen phase, whatever the optimizer's own. It decides
             whether STEP works: a weight that was idle before the switch has a v* near zero, and with
             torch's floor of 1e-8 outside the root its first real gradient throws it out of range.
+        preconditioner_dtype: ``torch.bfloat16`` holds the frozen variance in half a word for each weight instead of
+            the parameter's own dtype (None).
 
     Raises:
         ValueError: ``total_steps`` is missing where clipping needs it, or the switch is at step 0.
@@ -128,5 +133,6 @@ def STEP(
         freeze=freeze if freeze_variance else "none",
         correct_bias=correct_bias,
         eps_root=eps_root,
+        preconditioner_dtype=preconditioner_dtype,
         total_steps=total_steps,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from nmstep.patterns import NMPattern
 from nmstep.plan import SparsityPlan
 from nmstep.recipes.schedule import Constant, Schedule
@@ -32,6 +34,8 @@ class Recipe:
         freeze: whose variance is frozen at the switch: nobody's, all parameters', or the sparse ones'.
         correct_bias: freeze the bias-corrected variance.
         eps_root: floor inside the root of the frozen phase.
+        preconditioner_dtype: what the frozen variance is held in: the parameter's own dtype (None), or
+            ``torch.bfloat16``, half a word for each weight.
         total_steps: planned optimizer steps, where a switch needs them.
 
     Raises:
@@ -47,6 +51,7 @@ class Recipe:
     freeze: Literal["none", "all", "sparse"] = "none"
     correct_bias: bool = True
     eps_root: float = 1e-8
+    preconditioner_dtype: torch.dtype | None = None
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +75,15 @@ class Recipe:
                 raise ValueError(
                     f"{self.name}({name}={value!r}): expected one of {', '.join(map(repr, allowed))}"
                 )
+        if self.preconditioner_dtype not in (None, torch.bfloat16):
+            raise ValueError(
+                f"{self.name}(preconditioner_dtype={self.preconditioner_dtype!r}): expected torch.bfloat16 or "
+                f"None; float16 cannot hold how small a variance is"
+            )
+        if self.preconditioner_dtype is not None and self.freeze == "none":
+            raise ValueError(
+                f"{self.name} freezes no variance that preconditioner_dtype could be the dtype of"
+            )
         if self.total_steps is not None and (type(self.total_steps) is not int or self.total_steps < 1):
             raise ValueError(f"{self.name}(total_steps={self.total_steps!r}): expected an integer >= 1")
         if self.switch is not None and not hasattr(self.switch, "detector"):
@@ -96,4 +110,5 @@ class Recipe:
             "freeze": self.freeze,
             "correct_bias": self.correct_bias,
             "eps_root": self.eps_root,
+            "preconditioner_dtype": str(self.preconditioner_dtype),
         }

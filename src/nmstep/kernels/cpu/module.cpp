@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -62,11 +64,11 @@ void use(const std::string &name) {
 }
 
 template <class T>
-const Kernels<T> &kernels();
+const Masks<T> &masks();
 template <>
-const Kernels<float> &kernels<float>() { return active->fp32; }
+const Masks<float> &masks<float>() { return active->fp32_masks; }
 template <>
-const Kernels<bf16> &kernels<bf16>() { return active->bf16s; }
+const Masks<bf16> &masks<bf16>() { return active->bf16_masks; }
 
 bool is_bf16(nb::dlpack::dtype type) {
     return type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16 && type.lanes == 1;
@@ -109,7 +111,7 @@ void mask(const ReadOnly &weight, const Tensor &mask, const Layout &layout, int 
         using T = decltype(zero);
         nb::gil_scoped_release release;
         run_parallel(blocks_of_groups(layout), threads, [&](int64_t begin, int64_t end) {
-            kernels<T>().mask(data<T>(weight), data<uint8_t>(mask), layout, begin, end);
+            masks<T>().mask(data<T>(weight), data<uint8_t>(mask), layout, begin, end);
         });
     });
 }
@@ -121,7 +123,7 @@ void split(const Tensor &weight, const Tensor &pruned, const Layout &layout, int
         using T = decltype(zero);
         nb::gil_scoped_release release;
         run_parallel(blocks_of_groups(layout), threads, [&](int64_t begin, int64_t end) {
-            kernels<T>().split(data<T>(weight), data<T>(pruned), layout, begin, end);
+            masks<T>().split(data<T>(weight), data<T>(pruned), layout, begin, end);
         });
     });
 }
@@ -138,41 +140,71 @@ nb::object total(const std::vector<VarianceSums> &blocks, bool wanted) {
     return nb::make_tuple(sum.change, sum.norm1, sum.norm2_squared);
 }
 
-nb::object sparse_step(const Tensor &weight, const Tensor &pruned, const ReadOnly &grad, const Tensor &exp_avg,
-                       const Tensor &exp_avg_sq, const Layout &layout, const Adam &adam, int threads, bool sums) {
-    expect_layout(layout, weight.size());
-    expect_like(pruned, weight, "pruned");
-    expect_like(grad, weight, "grad");
-    expect_like(exp_avg, weight, "exp_avg");
-    expect_like(exp_avg_sq, weight, "exp_avg_sq");
-    const int64_t blocks = blocks_of_groups(layout);
-    std::vector<VarianceSums> own(sums ? blocks : 0);
-    typed(weight.dtype(), [&](auto zero) {
-        using T = decltype(zero);
-        const Parameter<T> p{data<T>(weight), data<T>(pruned), data<T>(grad), data<T>(exp_avg), data<T>(exp_avg_sq)};
-        nb::gil_scoped_release release;
-        run_parallel(blocks, threads, [&](int64_t begin, int64_t end) {
-            kernels<T>().sparse_step(p, layout, adam, sums ? own.data() : nullptr, begin, end);
-        });
-    });
-    return total(own, sums);
+// One parameter of a step, as Python packs it: the addresses of its tensors, its layout, and which settings apply.
+// Addresses, since a step has five tensors for each of hundreds of parameters, and Python has looked at each already.
+struct Row {
+    int64_t weight, pruned, grad, exp_avg, exp_avg_sq;
+    Layout layout;
+    int64_t kind, settings;
+
+    int64_t blocks() const { return pruned ? blocks_of_groups(layout) : blocks_of_values(layout.numel()); }
+};
+static_assert(sizeof(Row) == 12 * sizeof(int64_t));
+
+enum Kind : int64_t { kFloat, kFloatNarrow, kBfloat16, kKinds };
+
+template <class T>
+T *at(int64_t address) {
+    return reinterpret_cast<T *>(address);
 }
 
-nb::object dense_step(const Tensor &weight, const ReadOnly &grad, const Tensor &exp_avg, const Tensor &exp_avg_sq,
-                      const Adam &adam, int threads, bool sums) {
-    expect_like(grad, weight, "grad");
-    expect_like(exp_avg, weight, "exp_avg");
-    expect_like(exp_avg_sq, weight, "exp_avg_sq");
-    const int64_t numel = static_cast<int64_t>(weight.size()), blocks = blocks_of_values(numel);
-    std::vector<VarianceSums> own(sums ? blocks : 0);
-    typed(weight.dtype(), [&](auto zero) {
-        using T = decltype(zero);
-        const Parameter<T> p{data<T>(weight), nullptr, data<T>(grad), data<T>(exp_avg), data<T>(exp_avg_sq)};
+template <class T, class V>
+void step_row(const Steps<T, V> &steps, const Row &r, const Adam &adam, VarianceSums *sums, int64_t begin,
+              int64_t end) {
+    const Parameter<T, V> p{at<T>(r.weight), at<T>(r.pruned), at<T>(r.grad), at<T>(r.exp_avg), at<V>(r.exp_avg_sq)};
+    if (r.pruned)
+        steps.sparse(p, r.layout, adam, sums, begin, end);
+    else
+        steps.dense(p, r.layout.numel(), adam, sums, begin, end);
+}
+
+void step_row(const Row &r, const Adam &adam, VarianceSums *sums, int64_t begin, int64_t end) {
+    switch (r.kind) {
+        case kFloat: step_row(active->fp32_steps, r, adam, sums, begin, end); break;
+        case kFloatNarrow: step_row(active->narrow_steps, r, adam, sums, begin, end); break;
+        default: step_row(active->bf16_steps, r, adam, sums, begin, end);
+    }
+}
+
+void expect_row(const Row &r, const std::vector<Adam> &settings) {
+    expect_layout(r.layout, static_cast<size_t>(r.layout.numel()));
+    if (r.kind < 0 || r.kind >= kKinds || r.settings < 0 || r.settings >= static_cast<int64_t>(settings.size()))
+        throw std::invalid_argument("a parameter's kind or settings are not known");
+    if (r.kind == kFloatNarrow && !settings[r.settings].frozen)
+        throw std::invalid_argument("a second moment that is updated must have the parameter's type");
+    if (r.layout.numel() && !(r.weight && r.grad && r.exp_avg && r.exp_avg_sq))
+        throw std::invalid_argument("a parameter lacks one of its tensors");
+}
+
+nb::object step(const nb::bytes &packed, const std::vector<Adam> &settings, int threads, bool sums) {
+    if (packed.size() % sizeof(Row)) throw std::invalid_argument("rows are cut off");
+    std::vector<Row> rows(packed.size() / sizeof(Row));
+    std::memcpy(rows.data(), packed.data(), packed.size());
+    std::vector<int64_t> first{0};  // the number of blocks before each parameter
+    for (const Row &r : rows) {
+        expect_row(r, settings);
+        first.push_back(first.back() + r.blocks());
+    }
+    std::vector<VarianceSums> own(sums ? first.back() : 0);
+    {
         nb::gil_scoped_release release;
-        run_parallel(blocks, threads, [&](int64_t begin, int64_t end) {
-            kernels<T>().dense_step(p, numel, adam, sums ? own.data() : nullptr, begin, end);
+        run_parallel(first.back(), threads, [&](int64_t begin, int64_t end) {
+            auto i = static_cast<size_t>(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+            for (; i < rows.size() && first[i] < end; ++i)
+                step_row(rows[i], settings[rows[i].settings], sums ? &own[first[i]] : nullptr,
+                         std::max(begin, first[i]) - first[i], std::min(end, first[i + 1]) - first[i]);
         });
-    });
+    }
     return total(own, sums);
 }
 
@@ -198,10 +230,7 @@ NB_MODULE(_cpu, module) {
              "frozen"_a);
     module.def("mask", &mask, "weight"_a, "mask"_a, "layout"_a, "threads"_a);
     module.def("split", &split, "weight"_a, "pruned"_a, "layout"_a, "threads"_a);
-    module.def("sparse_step", &sparse_step, "weight"_a, "pruned"_a, "grad"_a, "exp_avg"_a, "exp_avg_sq"_a, "layout"_a,
-               "adam"_a, "threads"_a, "sums"_a);
-    module.def("dense_step", &dense_step, "weight"_a, "grad"_a, "exp_avg"_a, "exp_avg_sq"_a, "adam"_a, "threads"_a,
-               "sums"_a);
+    module.def("step", &step, "rows"_a, "settings"_a, "threads"_a, "sums"_a);
     module.def("variants", &variants);
     module.def("use", &use, "variant"_a);
     module.def("active", [] { return std::string(active->name); });

@@ -36,13 +36,14 @@ struct VarianceSums {
     double change, norm1, norm2_squared;
 };
 
-template <class T>
+// T is what the weights are held in, V what holds the second moment: T, or a narrower type where it is frozen.
+template <class T, class V>
 struct Parameter {
     T *weight;
     T *pruned;  // null in the dense phase
     const T *grad;
     T *exp_avg;
-    T *exp_avg_sq;
+    V *exp_avg_sq;
 };
 
 }  // namespace nmstep

@@ -222,25 +222,27 @@ enum class Variance { updated, floored, frozen };
 
 // One consecutive piece of a parameter. `latent` takes the stepped weights of a sparse parameter; `added` holds the
 // gradients where something was added to them.
-template <class T>
+template <class T, class V>
 struct Piece {
     T *weight;
     const T *pruned, *grad;
-    T *exp_avg, *exp_avg_sq;
+    T *exp_avg;
+    V *exp_avg_sq;
     float *latent, *added;
     int64_t length;
 };
 
-template <class T>
-Piece<T> piece_of(const Parameter<T> &p, int64_t at, int64_t length, float *latent, float *added) {
+template <class T, class V>
+Piece<T, V> piece_of(const Parameter<T, V> &p, int64_t at, int64_t length, float *latent, float *added) {
     const T *pruned = p.pruned == nullptr ? nullptr : p.pruned + at;
     return {p.weight + at, pruned, p.grad + at, p.exp_avg + at, p.exp_avg_sq + at, latent, added, length};
 }
 
 // One step of Adam, as one loop, so that arithmetic and memory overlap.
-template <class T, bool kSparse, Variance kVariance, bool kAdded, bool kSums>
-void update(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
-    T *__restrict weight = piece.weight, *__restrict m = piece.exp_avg, *__restrict v = piece.exp_avg_sq;
+template <bool kSparse, Variance kVariance, bool kAdded, bool kSums, class T, class V>
+void update(const Piece<T, V> &piece, const Adam &a, VarianceSums *sums) {
+    T *__restrict weight = piece.weight, *__restrict m = piece.exp_avg;
+    V *__restrict v = piece.exp_avg_sq;
     const T *__restrict pruned = piece.pruned, *__restrict grad = piece.grad;
     float *__restrict latent = piece.latent;
     const float *__restrict added = piece.added;
@@ -281,25 +283,27 @@ void update(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
     }
 }
 
-template <class T, bool kSparse, bool kAdded, bool kSums>
-void update_as_told(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
-    if (a.frozen)
-        update<T, kSparse, Variance::frozen, kAdded, kSums>(piece, a, sums);
+template <bool kSparse, bool kAdded, bool kSums, class T, class V>
+void update_as_told(const Piece<T, V> &piece, const Adam &a, VarianceSums *sums) {
+    if constexpr (!std::is_same_v<T, V>)
+        update<kSparse, Variance::frozen, kAdded, kSums>(piece, a, sums);
+    else if (a.frozen)
+        update<kSparse, Variance::frozen, kAdded, kSums>(piece, a, sums);
     else if (a.eps_root != 0)
-        update<T, kSparse, Variance::floored, kAdded, kSums>(piece, a, sums);
+        update<kSparse, Variance::floored, kAdded, kSums>(piece, a, sums);
     else
-        update<T, kSparse, Variance::updated, kAdded, kSums>(piece, a, sums);
+        update<kSparse, Variance::updated, kAdded, kSums>(piece, a, sums);
 }
 
 // The same, after SR-STE's term for what is cut and coupled decay were added to the gradients where they are wanted.
-template <class T, bool kSparse>
-void take_step(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
+template <bool kSparse, class T, class V>
+void take_step(const Piece<T, V> &piece, const Adam &a, VarianceSums *sums) {
     const bool refines = kSparse && a.refine != 0;
     if (!refines && a.coupled == 0) {
         if (sums != nullptr)
-            update_as_told<T, kSparse, false, true>(piece, a, sums);
+            update_as_told<kSparse, false, true>(piece, a, sums);
         else
-            update_as_told<T, kSparse, false, false>(piece, a, sums);
+            update_as_told<kSparse, false, false>(piece, a, sums);
         return;
     }
     float *__restrict added = piece.added;
@@ -312,13 +316,13 @@ void take_step(const Piece<T> &piece, const Adam &a, VarianceSums *sums) {
             added[i] = fma_or_not(latent, a.coupled, added[i]);
         }
     if (sums != nullptr)
-        update_as_told<T, kSparse, true, true>(piece, a, sums);
+        update_as_told<kSparse, true, true>(piece, a, sums);
     else
-        update_as_told<T, kSparse, true, false>(piece, a, sums);
+        update_as_told<kSparse, true, false>(piece, a, sums);
 }
 
-template <class T>
-void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, VarianceSums *sums, int64_t begin,
+template <class T, class V>
+void sparse_step(const Parameter<T, V> &p, const Layout &l, const Adam &a, VarianceSums *sums, int64_t begin,
                  int64_t end) {
     Scratch s(l);
     const int64_t in_block = groups_in_block(l), all = groups_of(l);
@@ -326,28 +330,33 @@ void sparse_step(const Parameter<T> &p, const Layout &l, const Adam &a, Variance
         VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
         for_each_chunk(l, block * in_block, std::min((block + 1) * in_block, all), s.capacity, [&](const Chunk &c) {
             for_each_piece(c, [&](int64_t at, int64_t to, int64_t length) {
-                take_step<T, true>(piece_of(p, at, length, &s.latent[to], &s.gradient[to]), a, own);
+                take_step<true>(piece_of(p, at, length, &s.latent[to], &s.gradient[to]), a, own);
             });
             choose_and_split(p.weight, p.pruned, c, l, s);
         });
     }
 }
 
-template <class T>
-void dense_step(const Parameter<T> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin,
+template <class T, class V>
+void dense_step(const Parameter<T, V> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin,
                 int64_t end) {
     float gradient[kChunk];
     for (int64_t block = begin; block < end; ++block) {
         VarianceSums *own = sums == nullptr ? nullptr : &sums[block];
         const int64_t stop = std::min((block + 1) * kBlock, numel);
         for (int64_t at = block * kBlock; at < stop; at += kChunk)
-            take_step<T, false>(piece_of(p, at, std::min(kChunk, stop - at), nullptr, gradient), a, own);
+            take_step<false>(piece_of(p, at, std::min(kChunk, stop - at), nullptr, gradient), a, own);
     }
 }
 
 template <class T>
-constexpr Kernels<T> kernels() {
-    return {&mask<T>, &split<T>, &sparse_step<T>, &dense_step<T>};
+constexpr Masks<T> masks() {
+    return {&mask<T>, &split<T>};
+}
+
+template <class T, class V>
+constexpr Steps<T, V> steps() {
+    return {&sparse_step<T, V>, &dense_step<T, V>};
 }
 
 }  // namespace
@@ -356,7 +365,8 @@ constexpr Kernels<T> kernels() {
 #define NMSTEP_NAME(name) NMSTEP_NAME_OF(name)
 
 extern const Variant VARIANT;
-const Variant VARIANT = {NMSTEP_NAME(VARIANT), kernels<float>(), kernels<bf16>()};
+const Variant VARIANT = {NMSTEP_NAME(VARIANT), masks<float>(),       masks<bf16>(),
+                         steps<float, float>(), steps<float, bf16>(), steps<bf16, bf16>()};
 
 #ifdef NMSTEP_COUNTS_BLOCKS
 int64_t blocks_of_groups(const Layout &l) { return divide_up(groups_of(l), groups_in_block(l)); }

@@ -10,22 +10,29 @@ int64_t blocks_of_groups(const Layout &layout);
 int64_t blocks_of_values(int64_t numel);
 
 template <class T>
-struct Kernels {
+struct Masks {
     // Writes which weights are kept, as 1 and 0.
     void (*mask)(const T *weight, uint8_t *mask, const Layout &, int64_t begin, int64_t end);
     // Takes what is cut out of the weight and puts it into `pruned`.
     void (*split)(T *weight, T *pruned, const Layout &, int64_t begin, int64_t end);
+};
+
+template <class T, class V>
+struct Steps {
     // Adam on weight + pruned, and the split of what comes of it. One entry of `sums` a block, or null.
-    void (*sparse_step)(const Parameter<T> &, const Layout &, const Adam &, VarianceSums *sums, int64_t begin,
-                        int64_t end);
-    void (*dense_step)(const Parameter<T> &, int64_t numel, const Adam &, VarianceSums *sums, int64_t begin,
-                       int64_t end);
+    void (*sparse)(const Parameter<T, V> &, const Layout &, const Adam &, VarianceSums *sums, int64_t begin,
+                   int64_t end);
+    void (*dense)(const Parameter<T, V> &, int64_t numel, const Adam &, VarianceSums *sums, int64_t begin,
+                  int64_t end);
 };
 
 struct Variant {
     const char *name;
-    Kernels<float> fp32;
-    Kernels<bf16> bf16s;
+    Masks<float> fp32_masks;
+    Masks<bf16> bf16_masks;
+    Steps<float, float> fp32_steps;
+    Steps<float, bf16> narrow_steps;
+    Steps<bf16, bf16> bf16_steps;
 };
 
 extern const Variant plain, avx2, avx512;

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nmstep.kernels.gpu.launch import Kind, Lies, Place, kind_of, step_, to_device
+from nmstep.kernels.gpu.launch import NAMES, Kind, Lies, Place, kind_of, step_, to_device
 from nmstep.kernels.gpu.programs import NUMBERS
 from nmstep.kernels.update import Update
 
@@ -21,6 +21,7 @@ class _Variant:
 
     device: torch.device
     kind: Kind
+    second: torch.dtype
     sparse: bool
     variance: str
     refined: bool
@@ -35,9 +36,7 @@ def triton_step_(updates: Sequence[Update], sums: bool) -> list[Tensor]:
         if u.key not in numbers:
             found = u.numbers()
             numbers[u.key] = [found[name] for name in NUMBERS]
-        place = Place(
-            _lies(u), u.p, None if u.cut is None else u.cut.pruned, u.gradient(), u.exp_avg, u.exp_avg_sq
-        )
+        place = Place(_lies(u), *u.tensors())
         batches.setdefault(_variant(u, place), []).append((u, place))
     totals = []
     for variant, batch in batches.items():
@@ -47,6 +46,7 @@ def triton_step_(updates: Sequence[Update], sums: bool) -> list[Tensor]:
             [place for _, place in batch],
             to_device(table, variant.device),
             sums=sums,
+            SECOND=NAMES[variant.second],
             SPARSE=variant.sparse,
             VARIANCE=variant.variance,
             REFINED=variant.refined,
@@ -70,6 +70,7 @@ def _variant(update: Update, place: Place) -> _Variant:
     return _Variant(
         update.p.device,
         kind_of(place),
+        update.exp_avg_sq.dtype,
         sparse=update.cut is not None,
         variance=variance if update.frozen_eps_root is None else "frozen",
         refined=update.refine != 0,

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from nmstep.kernels.gpu import programs
 
-__all__ = ["Kind", "Lies", "Place", "kind_of", "mask", "split", "step_", "to_device"]
+__all__ = ["NAMES", "Kind", "Lies", "Place", "kind_of", "mask", "split", "step_", "to_device"]
 
 _TILE = 2048  # values of one program
 _INT32 = 2**31 - 1
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Kind:
             "FLAT": self.flat,
             "EVEN": self.even,
             "WIDE": self.wide,
-            "DTYPE": _NAMES[self.dtype],
+            "DTYPE": NAMES[self.dtype],
             "ALIGNED": self.aligned,
         }
 
@@ -132,7 +132,7 @@ def step_(
         places: each with its parameter, pruned part or None, gradient and both moments.
         numbers: float32 of shape (parameters, ``len(programs.NUMBERS)``), on the device.
         sums: return sums over the second moments.
-        constants: SPARSE, VARIANCE, REFINED, COUPLED of the kernel.
+        constants: SECOND, SPARSE, VARIANCE, REFINED, COUPLED of the kernel.
 
     Returns:
         With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` in float64, on the device; else None.

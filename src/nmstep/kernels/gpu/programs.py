@@ -204,14 +204,14 @@ def _first_moment(row, number, grad, offsets, valid, DTYPE: tl.constexpr, ALIGNE
 
 @triton.jit
 def _second_moment(row, number, grad, partial, offsets, valid, VARIANCE: tl.constexpr, SUMS: tl.constexpr,
-                   DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+                   SECOND: tl.constexpr, ALIGNED: tl.constexpr):
     """Returns the denominator, before eps."""
     address = tl.load(row + 7)
-    before = _load(address, offsets, valid, DTYPE, ALIGNED)
+    before = _load(address, offsets, valid, SECOND, ALIGNED)
     second = before
     if VARIANCE != "frozen":
-        second = _rounded(tl.load(number + 6) * grad * grad + before * tl.load(number + 5), DTYPE)
-        _store(address, offsets, second, valid, DTYPE, ALIGNED)
+        second = _rounded(tl.load(number + 6) * grad * grad + before * tl.load(number + 5), SECOND)
+        _store(address, offsets, second, valid, SECOND, ALIGNED)
     if SUMS:
         to = partial + 3 * tl.program_id(0)
         if VARIANCE != "frozen":
@@ -231,9 +231,8 @@ def _second_moment(row, number, grad, partial, offsets, valid, VARIANCE: tl.cons
 @triton.jit
 def adam_step(rows, blocks, numbers, partial, N: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr,
               GROUPS: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
-              DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
-              SPARSE: tl.constexpr, VARIANCE: tl.constexpr, REFINED: tl.constexpr, COUPLED: tl.constexpr,
-              SUMS: tl.constexpr):
+              DTYPE: tl.constexpr, ALIGNED: tl.constexpr, SECOND: tl.constexpr, SPARSE: tl.constexpr,
+              VARIANCE: tl.constexpr, REFINED: tl.constexpr, COUPLED: tl.constexpr, SUMS: tl.constexpr):
     """One step of Adam; of a sparse parameter on the latent weight, which is split again.
 
     With ``SUMS``, row i of ``partial`` takes program i's Σ|v_t − v_{t−1}|, Σ v_t and Σ v_t².
@@ -247,7 +246,7 @@ def adam_step(rows, blocks, numbers, partial, N: tl.constexpr, M: tl.constexpr, 
         latent += pruned
     grad = _gradient(row, number, latent, pruned, offsets, valid, REFINED, COUPLED, DTYPE, ALIGNED)
     first = _first_moment(row, number, grad, offsets, valid, DTYPE, ALIGNED)
-    root = _second_moment(row, number, grad, partial, offsets, valid, VARIANCE, SUMS, DTYPE, ALIGNED)
+    root = _second_moment(row, number, grad, partial, offsets, valid, VARIANCE, SUMS, SECOND, ALIGNED)
     moved = latent * tl.load(number + 3) - tl.div_rn(tl.load(number + 7) * first, root + tl.load(number + 8))
     if SPARSE:
         _write_split(row, _rounded(moved, DTYPE), offsets, valid, N, M, WIDTH, FLAT, DTYPE, ALIGNED)
