@@ -2,38 +2,21 @@
 // weights, and in M; no sorting and no branches on data. What is kept is marked by -1, what is not by 0.
 #pragma once
 
-#include <bit>
-#include <cstdint>
-#include <cstring>
 #include <utility>
+
+#include "vectors.h"
 
 namespace nmstep {
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
-using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
-
-inline Ints load_ints(const void *from) {
-    Ints value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-inline void store_ints(int32_t *to, Ints value) { std::memcpy(to, &value, sizeof value); }
-
 // Integers in the order of the magnitudes; every NaN is the same and above infinity.
-inline Ints ordinals(const float *values) {
+inline Ints ordinals(Ints bits) {
     constexpr int32_t infinity = 0x7f800000;
-    const Ints bits = load_ints(values) & 0x7fffffff;
+    bits &= 0x7fffffff;
     return bits > infinity ? Ints{} + (infinity + 1) : bits;
 }
+
+inline Ints ordinals(const float *values) { return ordinals(load_ints(values)); }
 
 inline int32_t ordinal(float value) {
     const int32_t bits = std::bit_cast<int32_t>(value) & 0x7fffffff;
@@ -95,13 +78,31 @@ inline Ints first_kept_of(Ints mine) {
     return lane == folded<M, 1>(candidate, smaller);
 }
 
-// Calls work(place, keep) for each vector of consecutive groups of M. Reads up to a vector beyond `count`.
+// Calls work(choose) with a function that says what is kept of a vector's weights, where the groups of a tensor lie side
+// by side in vectors and none is short; returns false, and calls nothing, where they do not.
 template <int M, class Work>
-inline void for_each_rotating(const float *weights, int64_t count, int32_t n, Work work) {
+inline void with_choice_of(int32_t n, Work work) {
     if (M > 4 && n == 1)
-        for (int64_t i = 0; i < count; i += kLanes) work(i, first_kept_of<M>(ordinals(weights + i)));
+        work([](Ints bits) { return first_kept_of<M>(ordinals(bits)); });
     else
-        for (int64_t i = 0; i < count; i += kLanes) work(i, kept_of<M>(ordinals(weights + i), n));
+        work([n](Ints bits) { return kept_of<M>(ordinals(bits), n); });
+}
+
+template <class Work>
+inline bool with_choice(const Layout &l, Work work) {
+    const int32_t n = static_cast<int32_t>(l.n);
+    if (l.inner != 1 || l.n == l.m || l.size % l.m != 0) return false;
+    switch (l.m) {
+        case 2: with_choice_of<2>(n, work); return true;
+        case 4: with_choice_of<4>(n, work); return true;
+#ifdef __AVX2__
+        case 8: with_choice_of<8>(n, work); return true;
+#endif
+#ifdef __AVX512F__
+        case 16: with_choice_of<16>(n, work); return true;
+#endif
+        default: return false;
+    }
 }
 
 // The greatest of each consecutive group of m, a multiple of the lanes: its lowest place, in vectors.
@@ -145,6 +146,20 @@ void choose_columns(int32_t *table, int64_t rows, int64_t stride, int64_t column
         }
 #pragma GCC unroll 16
         for (int64_t i = 0; i < count; ++i) store_ints(table + i * stride + c, rank[i] < n);
+    }
+}
+
+// The same where one is kept: the first of the greatest.
+inline void choose_first_of_columns(int32_t *table, int64_t rows, int64_t stride, int64_t columns) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+        Ints most = load_ints(table + c), first{};
+        for (int64_t i = 1; i < rows; ++i) {
+            const Ints other = load_ints(table + i * stride + c), before = other > most;
+            most = before ? other : most;
+            first = before ? Ints{} + static_cast<int32_t>(i) : first;
+        }
+        for (int64_t i = 0; i < rows; ++i)
+            store_ints(table + i * stride + c, first == Ints{} + static_cast<int32_t>(i));
     }
 }
 

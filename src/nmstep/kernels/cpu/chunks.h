@@ -1,0 +1,103 @@
+// How a tensor is cut into pieces that fit into the first-level cache, and the memory to work on them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "vectors.h"
+
+namespace nmstep {
+namespace {
+
+constexpr std::align_val_t kLine{64};
+constexpr int64_t kChunk = 256;        // values worked on at a time: all scratch stays in the first-level cache
+constexpr int64_t kColumns = 256;      // of a group whose rows lie apart, worked on at a time
+constexpr int64_t kWide = 8192;        // values of such groups that are stepped before masks are chosen: long pieces
+constexpr int64_t kSummed = 4096;      // values whose sums are fp32
+constexpr int64_t kBlock = 128 * kChunk;  // values of a block
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t groups_of(const Layout &l) { return l.outer * divide_up(l.size, l.m); }
+
+int64_t groups_in_block(const Layout &l) { return std::max<int64_t>(1, kBlock / (l.m * l.inner)); }
+
+struct Freed {
+    void operator()(void *memory) const { ::operator delete[](memory, kLine); }
+};
+
+template <class X>
+using Aligned = std::unique_ptr<X[], Freed>;
+
+// Memory that begins with a cache line, so that no vector lies across two; zero at first.
+template <class X>
+Aligned<X> aligned(int64_t count) {
+    const size_t size = static_cast<size_t>(count) * sizeof(X);
+    void *memory = ::operator new[](size, kLine);
+    return Aligned<X>(static_cast<X *>(std::memset(memory, 0, size)));
+}
+
+// Memory for one chunk, which holds at least a vector of whole columns.
+struct Scratch {
+    explicit Scratch(const Layout &l)
+        : capacity(std::max(kChunk, l.m * (l.inner > 1 ? kColumns : kLanes))),
+          own(aligned<float>(std::max(capacity, l.inner > kColumns ? wide(l) : 0) + kLanes)),
+          latent(own.get()),
+          keep(aligned<int32_t>(capacity + kLanes)),
+          table(aligned<int32_t>(capacity + l.m * kLanes)),
+          ranks(aligned<Ints>(l.m)) {}
+
+    static int64_t wide(const Layout &l) { return std::max(kWide, l.m * kColumns); }
+
+    int64_t capacity;
+    Aligned<float> own;
+    float *latent;  // of the chunk that is worked on
+    Aligned<int32_t> keep, table;
+    Aligned<Ints> ranks;
+};
+
+// A part of the tensor that fits into the scratch: `groups` whole groups of rows x columns, one after the other in
+// memory, or a piece of the columns of one group, whose rows are `stride` apart.
+struct Chunk {
+    int64_t start, groups, rows, columns, stride;
+
+    bool in_one_piece() const { return groups > 1 || columns == stride; }
+};
+
+// Calls work(offset in memory, offset in scratch, length) for each consecutive piece of a chunk.
+template <class Work>
+void for_each_piece(const Chunk &c, Work work) {
+    if (c.in_one_piece()) {
+        work(c.start, int64_t{0}, c.groups * c.rows * c.columns);
+        return;
+    }
+    for (int64_t r = 0; r < c.rows; ++r) work(c.start + r * c.stride, r * c.columns, c.columns);
+}
+
+// Calls work(chunk) for all chunks of the groups of a range of blocks.
+template <class Work>
+void for_each_chunk(const Layout &l, int64_t begin, int64_t end, int64_t capacity, Work work) {
+    const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m;
+    const int64_t fitting = std::max<int64_t>(1, capacity / (l.m * l.inner));
+    for (int64_t u = begin; u < end;) {
+        const int64_t row = u / in_row, place = u % in_row;
+        const int64_t start = (row * l.size + place * l.m) * l.inner;
+        const int64_t rows = std::min(l.m, l.size - place * l.m);
+        // Whole groups follow each other in memory, from one row to the next too where no group is short.
+        const int64_t following = full == in_row ? end - u : std::min(end - u, full - place);
+        const int64_t groups = rows < l.m ? 1 : std::min(fitting, following);
+        if (groups * rows * l.inner <= capacity) {
+            work(Chunk{start, groups, rows, l.inner, l.inner});
+        } else {
+            const int64_t width = std::max<int64_t>(kLanes, capacity / l.m / kLanes * kLanes);
+            for (int64_t c = 0; c < l.inner; c += width)
+                work(Chunk{start + c, 1, rows, std::min(width, l.inner - c), l.inner});
+        }
+        u += groups;
+    }
+}
+
+}  // namespace
+}  // namespace nmstep

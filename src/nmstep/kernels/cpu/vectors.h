@@ -1,0 +1,106 @@
+// Vectors of fp32 and of integers, as wide as the instruction set has them.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "tensors.h"
+
+namespace nmstep {
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
+using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+
+inline Ints load_ints(const void *from) {
+    Ints value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store_ints(int32_t *to, Ints value) { std::memcpy(to, &value, sizeof value); }
+
+inline Floats load(const float *from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline Floats load(const bf16 *from) {
+    Halves value;
+    std::memcpy(&value, from, sizeof value);
+    return std::bit_cast<Floats>(__builtin_convertvector(value, Bits) << 16);
+}
+
+inline void store(float *to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+inline Halves nearest_bf16(Floats value) {
+    const Bits bits = std::bit_cast<Bits>(value);
+    const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // ties to even
+    const Ints nan = std::bit_cast<Ints>(bits & 0x7fffffffu) > 0x7f800000;
+    return __builtin_convertvector(nan ? (bits >> 16) | 0x40u : rounded, Halves);
+}
+
+inline void store(bf16 *to, Floats value) {
+    const Halves halves = nearest_bf16(value);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// Values as a parameter of type T would hold them.
+template <class T>
+inline Floats rounded(Floats value) {
+    if constexpr (std::is_same_v<T, bf16>)
+        return std::bit_cast<Floats>(__builtin_convertvector(nearest_bf16(value), Bits) << 16);
+    else
+        return value;
+}
+
+inline Floats root(Floats value) {
+#if defined(__AVX512F__)
+    return std::bit_cast<Floats>(_mm512_sqrt_ps(std::bit_cast<__m512>(value)));
+#elif defined(__AVX2__)
+    return std::bit_cast<Floats>(_mm256_sqrt_ps(std::bit_cast<__m256>(value)));
+#else
+    for (int l = 0; l < kLanes; ++l) value[l] = std::sqrt(value[l]);
+    return value;
+#endif
+}
+
+// torch's own kernels round a product and a sum once where the processor can, and so does this.
+inline Floats fma_or_not(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return std::bit_cast<Floats>(
+        _mm512_fmadd_ps(std::bit_cast<__m512>(a), std::bit_cast<__m512>(b), std::bit_cast<__m512>(c)));
+#elif defined(__AVX2__)
+    return std::bit_cast<Floats>(
+        _mm256_fmadd_ps(std::bit_cast<__m256>(a), std::bit_cast<__m256>(b), std::bit_cast<__m256>(c)));
+#else
+    return a * b + c;
+#endif
+}
+
+inline Floats magnitude(Floats value) { return std::bit_cast<Floats>(std::bit_cast<Bits>(value) & 0x7fffffffu); }
+
+inline double total(Floats value) {
+    double sum = 0;
+    for (int l = 0; l < kLanes; ++l) sum += value[l];
+    return sum;
+}
+
+}  // namespace
+}  // namespace nmstep
