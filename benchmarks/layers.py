@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["LAYOUTS", "linear", "step_alone", "weights_in", "written"]
+__all__ = ["LAYOUTS", "aliased", "linear", "step_alone", "weights_in", "written"]
 
 _MULTIPLE = 32  # so that every pattern up to 1:32 divides
 
@@ -92,4 +92,16 @@ def step_alone(model: nn.Module, optimizer: Optimizer) -> Step:
 
 
 def _side(weights: float) -> int:
-    return max(1, round(math.sqrt(weights) / _MULTIPLE)) * _MULTIPLE
+    """Returns a side that is no large power of two: see :func:`aliased`."""
+    side = max(1, round(math.sqrt(weights) / _MULTIPLE)) * _MULTIPLE
+    return side + _MULTIPLE if side >= 1024 and side.bit_count() == 1 else side
+
+
+def aliased(weights: int) -> nn.Module:
+    """Returns a square Linear whose side is a power of two.
+
+    Its tensors are as far apart in memory as they are long, so that equal places of all of them fall on the same
+    lines of the caches: the more tensors a step reads, the more it suffers.
+    """
+    side = 1 << round(math.log2(math.sqrt(weights)))
+    return nn.Linear(side, side, bias=False)

@@ -17,7 +17,7 @@ from functools import partial
 import published
 from bars import DENSE_STEP, SPARSE_PATTERNS, SPARSE_STEP
 from cases import Case, measure_cases
-from layers import LAYOUTS, weights_in, written
+from layers import LAYOUTS, aliased, weights_in, written
 from methods import autoswitch, frozen, nmstep_adamw, torch_adamw, updated
 from record import Part, Row, alone
 from settings import Settings
@@ -67,7 +67,7 @@ OTHERS = (
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    """Yields the rows: all methods on a Linear, the frozen phase on the other layouts."""
+    """Yields the rows: all methods on a Linear, the frozen phase on the other layouts and on the worst size."""
     weights = settings.weights(16_777_216, 20_000)
     for layout, make in LAYOUTS.items():
         cases = (*DENSE, *FROZEN, *OTHERS) if layout == "Linear" else FROZEN
@@ -77,6 +77,12 @@ def measure(settings: Settings) -> Iterator[Row]:
             cases,
             settings,
         )
+    yield from measure_cases(
+        f"Linear of a power of two, {written(weights_in(aliased(weights)))}",
+        partial(aliased, weights),
+        FROZEN,
+        settings,
+    )
 
 
 PART = Part(name="training_step", title="An optimizer step ÷ torch's fused AdamW", measure=measure)

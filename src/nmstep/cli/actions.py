@@ -143,10 +143,11 @@ def _doctor() -> int:
     kernels = status()
     table = Table(box=None, show_header=False, pad_edge=False)
     threads = {"torch": "torch's own", "own": "started for each call", None: "torch's own"}[kernels.threads]
+    on_gpu = {"triton": "kernels in Triton", "torch": "plain torch"}[kernels.on_gpu]
     for name, value in (
         ("nmstep", nmstep.__version__),
         ("torch", torch.__version__),
-        ("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
+        ("GPU", f"{torch.cuda.get_device_name()}, {on_gpu}" if torch.cuda.is_available() else "none"),
         ("kernels", f"{kernels.active}: {kernels.why}"),
         ("usable", f"{', '.join(kernels.usable)} (choose with NMSTEP_KERNELS)"),
         ("threads", f"{torch.get_num_threads()}, {threads}"),
