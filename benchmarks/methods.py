@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 import nmstep
 from nmstep import Recipe, SwitchAt, kernels
 
-__all__ = ["LR", "Method", "autoswitch", "frozen", "nmstep_adamw", "torch_adamw", "updated"]
+__all__ = ["LR", "Method", "autoswitch", "frozen", "frozen_narrow", "nmstep_adamw", "torch_adamw", "updated"]
 
 Method = Callable[[nn.Module, str], Optimizer]
 LR = 1e-4
@@ -56,6 +56,11 @@ def frozen(pattern: str) -> Recipe:
     return nmstep.STEP(pattern, switch=SwitchAt(1))
 
 
+def frozen_narrow(pattern: str) -> Recipe:
+    """Returns the same with the frozen variance in bfloat16."""
+    return nmstep.STEP(pattern, switch=SwitchAt(1), preconditioner_dtype=torch.bfloat16)
+
+
 def updated(pattern: str) -> Recipe:
-    """Returns the same with the variance updated."""
+    """Returns STEP's sparse phase with the variance updated."""
     return nmstep.STEP(pattern, switch=SwitchAt(1), freeze_variance=False)

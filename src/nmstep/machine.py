@@ -73,6 +73,7 @@ class StateMachine:
         self.masked = False  # whether the weights are masked for an evaluation only
         self._taking = False
         self._change: Tensor | None = None
+        self._foreseen: Tensor | None = None
         self._in_one_pass = False
         self._old_masks: list[Tensor] | None = None
 
@@ -133,13 +134,11 @@ class StateMachine:
             self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
-    # -- the step ---------------------------------------------------------------------------------
-
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
         self.check_not_masked("optimizer.step()")
         self.recover()
-        self._change = None
+        self._change = self._foreseen = None
         if isinstance(optimizer, AdamW):
             optimizer.kernels.prepare(own=False)
         args, kwargs, loss = run_closure(args, kwargs)
@@ -154,7 +153,7 @@ class StateMachine:
                 if sampled and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance() and not self._in_one_pass:
-                self._change = change_sums(optimizer, geometric=self._geometric)
+                self._foresee()
         elif self.phase == "sparse":
             self._sparse.set_aside()
         return args, kwargs
@@ -199,6 +198,14 @@ class StateMachine:
             return False
         return optimizer.kernels.offer(optimizer, cuts, sums=sums)
 
+    def _foresee(self) -> None:
+        """Sums up what the optimizer will do to the variance: all of it by the kernels, or the change by torch."""
+        optimizer = self._optimizer
+        if isinstance(optimizer, AdamW) and not self._geometric:
+            self._foreseen = optimizer.kernels.foresee(optimizer)
+        if self._foreseen is None:
+            self._change = change_sums(optimizer, geometric=self._geometric)
+
     def _left_over(self) -> set[int] | None:
         kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
         return kernels.left_over() if self._in_one_pass and kernels is not None else None
@@ -223,8 +230,6 @@ class StateMachine:
             self._sparse.hide_gradients()
         return passes
 
-    # -- the switch ------------------------------------------------------------------------------
-
     def _observe(self, row: dict[str, float | Tensor]) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""
         detector = self._detector if self.phase == "dense" else None
@@ -245,7 +250,9 @@ class StateMachine:
 
     def _variance_sums(self) -> Tensor | None:
         """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""
-        taken = self._optimizer.kernels.take_sums() if isinstance(self._optimizer, AdamW) else None
+        taken = self._foreseen
+        if taken is None and isinstance(self._optimizer, AdamW):
+            taken = self._optimizer.kernels.take_sums()
         if taken is not None:
             return torch.cat([taken[:1], taken.new_zeros(2), taken[1:]])
         if self._change is None:

@@ -341,3 +341,35 @@ def test_a_second_moment_that_is_updated_cannot_be_narrow() -> None:
     p, g, m = (torch.ones(4, 8) for _ in range(3))
     with pytest.raises(ValueError, match="second moment that is updated must have the parameter's type"):
         step_(GROUP, p, g, m, torch.ones(4, 8, dtype=torch.bfloat16), step=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_torchs_own_step_does_to_the_variance_is_foreseen(dtype: torch.dtype) -> None:
+    torch.manual_seed(10)
+    params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((5, 7), (1,), (90, 1000))]
+    optimizer = AdamW(params, betas=(0.9, 0.95))
+    for step in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        before = [optimizer.state[p]["exp_avg_sq"].double() for p in params] if step else []
+        held = [p.detach().clone() for p in params]
+        foreseen = optimizer.kernels.foresee(optimizer)
+        assert all(torch.equal(p, q) for p, q in zip(params, held, strict=True))  # nothing is written
+        optimizer.step()
+        if not step:
+            assert foreseen is None  # there is no state yet
+            continue
+        assert foreseen is not None
+        after = [optimizer.state[p]["exp_avg_sq"].double() for p in params]
+        change = sum(float((a - b).abs().sum()) for a, b in zip(after, before, strict=True))
+        expected = [change, sum(float(v.sum()) for v in after), sum(float(v.square().sum()) for v in after)]
+        assert foreseen.tolist() == pytest.approx(expected, rel=1e-4 if dtype == torch.float32 else 1e-2)
+
+
+def test_what_cannot_be_foreseen_is_left_to_torch() -> None:
+    for settings in ({"decoupled_weight_decay": False}, {"fused": False}):
+        p = nn.Parameter(torch.ones(4))
+        optimizer = AdamW([p], **settings)
+        p.grad = torch.ones(4)
+        optimizer.step()
+        assert optimizer.kernels.foresee(optimizer) is None

@@ -12,7 +12,7 @@ from torch import Tensor
 from nmstep.kernels.native import are_taken, engine_for, is_like, kernels, ordinary
 from nmstep.kernels.update import Update
 
-__all__ = ["adam_step_", "takes_gradient", "takes_state"]
+__all__ = ["adam_step_", "foreseen_sums", "takes_gradient", "takes_state"]
 
 # The compiled kernels' number for a pair of dtypes: of the parameter, and of its second moment.
 _KINDS = {
@@ -78,7 +78,22 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
     return torch.stack(rows).sum(0) if rows else torch.zeros(3, dtype=torch.float64)
 
 
-def _compiled_step_(updates: Sequence[Update], sums: bool) -> Tensor:
+def foreseen_sums(updates: Sequence[Update]) -> Tensor | None:
+    """Returns the sums of :func:`adam_step_` for dense steps that somebody else will take; nothing is written.
+
+    Args:
+        updates: one for each parameter that is to be stepped.
+
+    Returns:
+        The three sums in float64 on the CPU; None where there are no compiled kernels for all of them, a variance
+        is frozen, or weight decay enters the gradients.
+    """
+    if not all(engine_for(u.p.device) == "compiled" and u.can_be_foreseen for u in updates):
+        return None
+    return _compiled_step_(updates, sums=True, foresees=True)
+
+
+def _compiled_step_(updates: Sequence[Update], sums: bool, *, foresees: bool = False) -> Tensor:
     module = kernels()
     assert module is not None
     settings: dict[tuple[object, ...], tuple[int, Any]] = {}  # shared by many parameters
@@ -88,7 +103,7 @@ def _compiled_step_(updates: Sequence[Update], sums: bool) -> Tensor:
         if u.key not in settings:
             settings[u.key] = (
                 len(settings),
-                module.Adam(frozen=u.frozen_eps_root is not None, **u.numbers()),
+                module.Adam(frozen=u.frozen_eps_root is not None, foresees=foresees, **u.numbers()),
             )
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in own]
         rows.extend((*addresses, *u.lies(), _KINDS[u.p.dtype, u.exp_avg_sq.dtype], settings[u.key][0]))

@@ -73,6 +73,12 @@ class Update:
         return [self.p, self.exp_avg, self.exp_avg_sq] + ([] if self.cut is None else [self.cut.pruned])
 
     @property
+    def can_be_foreseen(self) -> bool:
+        """Whether gradient and second moment alone say what the step does to the second moment, and it does."""
+        coupled = self.group["weight_decay"] != 0 and not self.group["decoupled_weight_decay"]
+        return self.cut is None and self.frozen_eps_root is None and not coupled
+
+    @property
     def refine(self) -> float:
         """λ of SR-STE; 0 for a dense parameter."""
         return 0.0 if self.cut is None else self.cut.refine

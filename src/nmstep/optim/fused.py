@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nmstep.kernels import Cut, Update, adam_step_, status, takes_gradient, takes_state
+from nmstep.kernels import Cut, Update, adam_step_, foreseen_sums, status, takes_gradient, takes_state
 
 if TYPE_CHECKING:
     from nmstep.optim.adamw import AdamW
@@ -122,6 +122,24 @@ class KernelStep:
         """Returns the ids of the parameters that were to be cut and had no gradient any more."""
         return set(self._cuts)
 
+    def foresee(self, optimizer: AdamW) -> Tensor | None:
+        """Returns what :meth:`take_sums` would of a step that these kernels do not take, before it is taken.
+
+        None where they cannot: then plain torch must sum up.
+        """
+        if self._fused is False or not self._can(optimizer, {}, sums=True):
+            return None
+        updates = []
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = optimizer.state.get(p, {})
+                if "exp_avg_sq" not in state:
+                    return None
+                updates.append(_update(group, p, p.grad, state, float(state["step"]) + 1))
+        return foreseen_sums(updates)
+
     def step(self, optimizer: AdamW) -> None:
         """Takes the step."""
         updates = []
@@ -129,17 +147,27 @@ class KernelStep:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
             torch._foreach_add_(columns[5], 1)
-            for p, grad, exp_avg, exp_avg_sq, step in zip(*columns[:4], columns[5], strict=True):
-                updates.append(
-                    Update(
-                        group=group,
-                        p=p,
-                        grad=grad,
-                        exp_avg=exp_avg,
-                        exp_avg_sq=exp_avg_sq,
-                        step=float(step),
-                        frozen_eps_root=optimizer.state[p].get(FROZEN),
-                        cut=self._cuts.pop(id(p), None),
-                    )
-                )
+            for p, grad, step in zip(columns[0], columns[1], columns[5], strict=True):
+                cut = self._cuts.pop(id(p), None)
+                updates.append(_update(group, p, grad, optimizer.state[p], float(step), cut))
         self._sums = adam_step_(updates, sums=self._wants_sums)
+
+
+def _update(
+    group: Mapping[str, Any],
+    p: Tensor,
+    grad: Tensor,
+    state: Mapping[str, Any],
+    step: float,
+    cut: Cut | None = None,
+) -> Update:
+    return Update(
+        group=group,
+        p=p,
+        grad=grad,
+        exp_avg=state["exp_avg"],
+        exp_avg_sq=state["exp_avg_sq"],
+        step=step,
+        frozen_eps_root=state.get(FROZEN),
+        cut=cut,
+    )

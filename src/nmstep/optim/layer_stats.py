@@ -42,7 +42,12 @@ def layer_stats(sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tenso
             flips = torch.full_like(kept, math.nan)
             if old_masks is not None:
                 new = nm_mask(p + pruned, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
-                flips = (new != old_masks[i]).to(wide).mean()
-        density = (p != 0).to(wide).mean()
+                flips = _share(new.logical_xor_(old_masks[i]), wide)
+        density = _share(p, wide)
         rows.append(torch.stack([flips, density, kept, cut]).double())
     return torch.stack([row.to(rows[0].device) for row in rows]) if rows else torch.zeros(0, 4)
+
+
+def _share(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns which share of the entries is not zero, without a copy of them in floating point."""
+    return torch.count_nonzero(tensor).to(dtype) / max(1, tensor.numel())

@@ -134,6 +134,31 @@ void dense_step(const Parameter<T, V> &p, int64_t numel, const Adam &a, Variance
     });
 }
 
+// The sums of a dense step that somebody else will take: what it will do to the second moment.
+template <class T>
+void foresee(const Parameter<T, T> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin, int64_t end) {
+    for (int64_t at = begin * kBlock; at < std::min(end * kBlock, numel); at += kSummed) {
+        Floats change{}, norm1{}, norm2{};
+        const auto look = [&](const T *grads, const T *seconds) {
+            const Floats gradient = load(grads), before = load(seconds);
+            const Floats second = rounded<T>(fma_or_not(a.one_minus_beta2 * gradient, gradient, before * a.beta2));
+            change += magnitude(fma_or_not(-gradient, gradient, before));
+            norm1 += second;
+            norm2 += second * second;
+        };
+        const int64_t length = std::min(kSummed, numel - at), whole = length / kLanes * kLanes;
+        for (int64_t i = at; i < at + whole; i += kLanes) look(p.grad + i, p.exp_avg_sq + i);
+        T grads[kLanes] = {}, seconds[kLanes] = {};
+        std::copy_n(p.grad + at + whole, length - whole, grads);
+        std::copy_n(p.exp_avg_sq + at + whole, length - whole, seconds);
+        look(grads, seconds);
+        VarianceSums &sum = sums[at / kBlock];
+        sum.change += total(change) * a.one_minus_beta2;
+        sum.norm1 += total(norm1);
+        sum.norm2_squared += total(norm2);
+    }
+}
+
 // Groups side by side in vectors: a vector is stepped, chosen from and split before it leaves the registers.
 template <class T, class V, class Stepper, class KeptOf>
 void step_side_by_side(const Parameter<T, V> &p, const Layout &l, Stepper stepper, KeptOf kept_of, VarianceSums *sums,

@@ -163,7 +163,9 @@ template <class T, class V>
 void step_row(const Steps<T, V> &steps, const Row &r, const Adam &adam, VarianceSums *sums, int64_t begin,
               int64_t end) {
     const Parameter<T, V> p{at<T>(r.weight), at<T>(r.pruned), at<T>(r.grad), at<T>(r.exp_avg), at<V>(r.exp_avg_sq)};
-    if (r.pruned)
+    if (adam.foresees)
+        steps.foresee(p, r.layout.numel(), adam, sums, begin, end);
+    else if (r.pruned)
         steps.sparse(p, r.layout, adam, sums, begin, end);
     else
         steps.dense(p, r.layout.numel(), adam, sums, begin, end);
@@ -183,11 +185,16 @@ void expect_row(const Row &r, const std::vector<Adam> &settings) {
         throw std::invalid_argument("a parameter's kind or settings are not known");
     if (r.kind == kFloatNarrow && !settings[r.settings].frozen)
         throw std::invalid_argument("a second moment that is updated must have the parameter's type");
-    if (r.layout.numel() && !(r.weight && r.grad && r.exp_avg && r.exp_avg_sq))
+    if (settings[r.settings].foresees) {
+        if (settings[r.settings].frozen || r.pruned || (r.layout.numel() && !(r.grad && r.exp_avg_sq)))
+            throw std::invalid_argument("only a dense step of an updated second moment can be foreseen");
+    } else if (r.layout.numel() && !(r.weight && r.grad && r.exp_avg && r.exp_avg_sq))
         throw std::invalid_argument("a parameter lacks one of its tensors");
 }
 
 nb::object step(const nb::bytes &packed, const std::vector<Adam> &settings, int threads, bool sums) {
+    for (const Adam &adam : settings)
+        if (adam.foresees && !sums) throw std::invalid_argument("what is foreseen is sums");
     if (packed.size() % sizeof(Row)) throw std::invalid_argument("rows are cut off");
     std::vector<Row> rows(packed.size() / sizeof(Row));
     std::memcpy(rows.data(), packed.data(), packed.size());
@@ -222,13 +229,13 @@ NB_MODULE(_cpu, module) {
         .def("__init__",
              [](Adam *self, float sign, float refine, float coupled, float decay, float one_minus_beta1, float beta2,
                 float one_minus_beta2, float step_size, float eps, float eps_root, float correction2,
-                float sqrt_correction2, bool frozen) {
-                 new (self) Adam{sign,      refine, coupled,  decay,       one_minus_beta1,  beta2, one_minus_beta2,
-                                 step_size, eps,    eps_root, correction2, sqrt_correction2, frozen};
+                float sqrt_correction2, bool frozen, bool foresees) {
+                 new (self) Adam{sign,      refine, coupled,  decay,       one_minus_beta1,  beta2,  one_minus_beta2,
+                                 step_size, eps,    eps_root, correction2, sqrt_correction2, frozen, foresees};
              },
              nb::kw_only(), "sign"_a, "refine"_a, "coupled"_a, "decay"_a, "one_minus_beta1"_a, "beta2"_a,
              "one_minus_beta2"_a, "step_size"_a, "eps"_a, "eps_root"_a, "correction2"_a, "sqrt_correction2"_a,
-             "frozen"_a);
+             "frozen"_a, "foresees"_a = false);
     module.def("mask", &mask, "weight"_a, "mask"_a, "layout"_a, "threads"_a);
     module.def("split", &split, "weight"_a, "pruned"_a, "layout"_a, "threads"_a);
     module.def("step", &step, "rows"_a, "settings"_a, "threads"_a, "sums"_a);

@@ -29,6 +29,7 @@ struct Adam {
     float eps, eps_root;
     float correction2, sqrt_correction2;  // 1 - beta2^t and its root
     bool frozen;        // v holds v*, which is used as it is
+    bool foresees;      // nothing is written: what a dense step would do to v is summed up
 };
 
 // Sums over a tensor that AutoSwitch and the trace read.

@@ -15,7 +15,10 @@ constexpr Masks<T> masks() {
 
 template <class T, class V>
 constexpr Steps<T, V> steps() {
-    return {&sparse_step<T, V>, &dense_step<T, V>};
+    if constexpr (std::is_same_v<T, V>)
+        return {&sparse_step<T, V>, &dense_step<T, V>, &foresee<T>};
+    else
+        return {&sparse_step<T, V>, &dense_step<T, V>, nullptr};
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ struct Steps {
                    int64_t end);
     void (*dense)(const Parameter<T, V> &, int64_t numel, const Adam &, VarianceSums *sums, int64_t begin,
                   int64_t end);
+    // Only the sums of a dense step; null where the second moment is frozen.
+    void (*foresee)(const Parameter<T, V> &, int64_t numel, const Adam &, VarianceSums *sums, int64_t begin,
+                    int64_t end);
 };
 
 extern int g_mode;
