@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import published
 from bars import DENSE_STEP, SPARSE_PATTERNS, SPARSE_STEP
@@ -29,7 +30,7 @@ __all__ = ["PART"]
 
 PATTERNS = (*SPARSE_PATTERNS, "1:32")
 # torch does not look for NaN before a step, so what is compared with its step does not either.
-BARE = {"on_nonfinite": "ignore"}
+BARE: dict[str, Any] = {"on_nonfinite": "ignore"}
 DENSE = (
     Case(name="torch fused, once more", method=torch_adamw(fused=True)),
     Case(name="torch foreach", method=torch_adamw(foreach=True)),
