@@ -83,13 +83,11 @@ def _draw_distances(axes: Axes, metric: str, entries: Sequence[tuple[str, Score,
     tidy(axes)
     shown: list[float] = []
     for place, (_, dense, scores) in enumerate(entries):
-        assert dense.metrics is not None
-        spread = dense.metrics.std or 0.0
-        if math.isfinite(spread):
-            axes.fill_betweenx(
-                [place - 0.4, place + 0.4], -spread, spread, color=INK, alpha=0.10, linewidth=0,
-                label="dense ± std",
-            )  # fmt: skip
+        spread = _spread(dense)
+        axes.fill_betweenx(
+            [place - 0.4, place + 0.4], -spread, spread, color=INK, alpha=0.10, linewidth=0,
+            label="dense ± std",
+        )  # fmt: skip
         for offset, score in enumerate(scores):
             height = place + 0.6 * ((offset + 0.5) / len(scores) - 0.5)
             shown += _draw_score(axes, score, dense.metrics.center, height, [s.cell for s in scores])
@@ -100,8 +98,16 @@ def _draw_distances(axes: Axes, metric: str, entries: Sequence[tuple[str, Score,
     axes.set_xlabel(f"{metric_label(metric)}: distance to dense, mean ± std", fontsize=10)
     largest = max(map(abs, shown), default=0.0)
     small = sorted(map(abs, shown))[: max(1, len(shown) // 2)]
-    if small and largest > 30 * max(small[-1], 1e-9):
-        axes.set_xscale("symlog", linthresh=max(small[-1], 1e-9))
+    # A distance within the seeds' own spread is no small one among large ones, only a lucky one.
+    least = max([*small, *(_spread(dense) for _, dense, _ in entries), 1e-9])
+    if largest > 30 * least:
+        axes.set_xscale("symlog", linthresh=least)
+
+
+def _spread(score: Score) -> float:
+    """Returns the standard deviation over seeds, 0 where one seed has none."""
+    std = 0.0 if score.metrics is None else score.metrics.std or 0.0
+    return std if math.isfinite(std) else 0.0
 
 
 def _draw_score(
