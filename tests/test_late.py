@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 
@@ -104,5 +105,47 @@ def test_the_end_of_training_tells_what_was_still_on_its_way() -> None:
     for p in model.parameters():
         p.grad = torch.full_like(p, math.inf)
     optimizer.step()
-    with pytest.raises(FloatingPointError, match="optimizer step 26 in "):
+    optimizer.zero_grad()
+    with pytest.raises(FloatingPointError, match=r"optimizer step 26 in '0.weight', '2.weight', seen now"):
         sparsifier.finalize()
+    sparsifier.finalize()  # having been told, the user may still have the model
+    nmstep.verify(model, "2:4").raise_if_failed()
+
+
+@pytest.mark.usefixtures("away")
+def test_a_checkpoint_that_would_hold_a_nan_is_not_written_in_silence() -> None:
+    model, optimizer, _ = trained(6)
+    backward(model)
+    model[0].weight.grad[0] = math.nan
+    optimizer.step()
+    with pytest.raises(FloatingPointError, match=r"optimizer step 7 in '0.weight'"):
+        optimizer.state_dict()
+
+
+@pytest.mark.usefixtures("away")
+def test_training_goes_on_from_a_checkpoint_after_a_late_error() -> None:
+    model, optimizer, sparsifier = trained(6)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    for _ in range(2):  # two bad steps, of which the first is told
+        backward(model)
+        model[0].weight.grad[0] = math.nan
+        optimizer.step()
+    with pytest.raises(FloatingPointError, match="optimizer step 7"):
+        steps(model, optimizer, LATE_STEPS)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    steps(model, optimizer, 24, first=6)
+    assert sparsifier.step == 30
+    for p, q in zip(model.parameters(), trained(30)[0].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.usefixtures("away")
+@pytest.mark.parametrize("every", [0, 1, 2, 3])
+def test_a_switch_that_reads_no_variance_is_not_late_whatever_is_recorded(every: int) -> None:
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    recipe = nmstep.STEP("2:4", switch=nmstep.SwitchAt(6))
+    sparsifier = sparsify(model, optimizer, recipe, trace=nmstep.TraceOptions(variance_every=every))
+    steps(model, optimizer, 12)
+    assert sparsifier.switch_step == 6

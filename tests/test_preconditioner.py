@@ -78,6 +78,8 @@ def test_it_survives_a_file(load_first: bool) -> None:
 
 
 def test_what_it_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"held in torch.bfloat16 or its own dtype, not in torch.float16"):
+        AdamW([torch.nn.Parameter(torch.ones(2))]).freeze_variance_(dtype=torch.float16)
     with pytest.raises(
         ValueError, match=r"preconditioner_dtype=torch.float16\): expected torch.bfloat16 or None"
     ):

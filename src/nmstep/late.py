@@ -37,7 +37,7 @@ class Late:
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values.detach(), non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(values.device))
         self._queue.append((step, host, event))
 
     def due(self, step: int) -> list[tuple[int, Tensor]]:
@@ -50,6 +50,12 @@ class Late:
     def pending(self) -> list[tuple[int, Tensor]]:
         """Returns what is still to be handed out, waiting for it; it stays in the queue."""
         return [_arrived(*entry) for entry in self._queue]
+
+    def drain(self) -> list[tuple[int, Tensor]]:
+        """Returns what is still to be handed out, waiting for it, and forgets it."""
+        found = self.pending()
+        self._queue.clear()
+        return found
 
     def load(self, pending: list[tuple[int, Tensor]]) -> None:
         """Takes back what :meth:`pending` gave."""

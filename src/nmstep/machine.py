@@ -18,7 +18,8 @@ from nmstep.optim.closure import run_closure
 from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
 from nmstep.optim.layer_stats import latent_masks, layer_stats
 from nmstep.optim.sparse_step import SparseStep
-from nmstep.optim.variance import change_sums, coordinates, has_variance, norm_sums
+from nmstep.optim.step_sums import StepSums
+from nmstep.optim.variance import coordinates, has_variance
 from nmstep.patterns import NMPattern
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import PlanEntry
@@ -68,12 +69,11 @@ class StateMachine:
             self._detector = recipe.switch.detector(beta2=_beta2(optimizer), total_steps=recipe.total_steps)
         threshold = None if self._detector is None else self._detector.threshold
         self.trace = Trace(d=coordinates(optimizer), threshold=threshold, block=options.block)
-        self._geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
+        geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
+        self._sums = StepSums(optimizer, geometric=geometric)
         self._has_variance = has_variance(optimizer)
         self.masked = False  # whether the weights are masked for an evaluation only
         self._taking = False
-        self._change: Tensor | None = None
-        self._foreseen: Tensor | None = None
         self._in_one_pass = False
         self._old_masks: list[Tensor] | None = None
 
@@ -110,7 +110,7 @@ class StateMachine:
         self._sparse.restore_gradients()
 
     def settle(self) -> None:
-        """Ends what a GPU has still to tell, when no further step will come."""
+        """Looks at what a GPU has still to tell of the gradients."""
         self._gradients.settle()
 
     def state(self) -> dict[str, Any]:
@@ -132,13 +132,14 @@ class StateMachine:
             self._detector.load(state["detector"])
         if isinstance(self._optimizer, AdamW):
             self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
+        self._gradients.forget()
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
         self.check_not_masked("optimizer.step()")
         self.recover()
-        self._change = self._foreseen = None
+        self._sums.forget()
         if isinstance(optimizer, AdamW):
             optimizer.kernels.prepare(own=False)
         args, kwargs, loss = run_closure(args, kwargs)
@@ -153,7 +154,7 @@ class StateMachine:
                 if sampled and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance() and not self._in_one_pass:
-                self._foresee()
+                self._sums.before()
         elif self.phase == "sparse":
             self._sparse.set_aside()
         return args, kwargs
@@ -194,17 +195,9 @@ class StateMachine:
             if not cuts:
                 return False
         sums = self._wants_variance()
-        if not optimizer.has_own_step() or (sums and self._geometric):
+        if not optimizer.has_own_step() or (sums and self._sums.geometric):
             return False
         return optimizer.kernels.offer(optimizer, cuts, sums=sums)
-
-    def _foresee(self) -> None:
-        """Sums up what the optimizer will do to the variance: all of it by the kernels, or the change by torch."""
-        optimizer = self._optimizer
-        if isinstance(optimizer, AdamW) and not self._geometric:
-            self._foreseen = optimizer.kernels.foresee(optimizer)
-        if self._foreseen is None:
-            self._change = change_sums(optimizer, geometric=self._geometric)
 
     def _left_over(self) -> set[int] | None:
         kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
@@ -233,32 +226,23 @@ class StateMachine:
     def _observe(self, row: dict[str, float | Tensor]) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""
         detector = self._detector if self.phase == "dense" else None
-        sums = self._variance_sums()
+        sums = self._sums.after()
         if sums is not None:
             self.trace.d = coordinates(self._optimizer)
-            row |= variance_row(sums, self.trace.d, self._geometric)
+            row |= variance_row(sums, self.trace.d, self._sums.geometric)
         if detector is None:
             return
-        self._seen.put(self.step, switch_values(row))
-        for step, values in self._seen.due(self.step):
+        seen = [(self.step, switch_values({}))]  # of a rule that reads no variance, which is asked at once
+        if self._switch_reads_variance():
+            self._seen.put(self.step, switch_values(row))
+            seen = self._seen.due(self.step)
+        for step, values in seen:
             reason = detector.observe(stats_of(step, values))
             if reason is not None:
                 self._start(reason)
                 break
         if detector.window_mean is not None:
             row["z_mean"] = detector.window_mean
-
-    def _variance_sums(self) -> Tensor | None:
-        """Returns [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²] of the step, or None where they were not wanted."""
-        taken = self._foreseen
-        if taken is None and isinstance(self._optimizer, AdamW):
-            taken = self._optimizer.kernels.take_sums()
-        if taken is not None:
-            return torch.cat([taken[:1], taken.new_zeros(2), taken[1:]])
-        if self._change is None:
-            return None
-        change, self._change = self._change, None
-        return torch.cat([change, norm_sums(self._optimizer).to(change.device)])
 
     def _switch_reads_variance(self) -> bool:
         switch = self.recipe.switch
@@ -277,6 +261,7 @@ class StateMachine:
                 eps_root=recipe.eps_root,
                 dtype=recipe.preconditioner_dtype,
             )
+        self._seen.drain()
         self.switch_step, self.switch_reason = self.step, reason
 
     def _wants_variance(self) -> bool:

@@ -215,6 +215,7 @@ class Sparsifier:
         self._sparse.forget()
         if isinstance(self._optimizer, AdamW):
             self._optimizer.unfreeze_variance_()
+            self._optimizer.kernels.prepare(own=False)
         self.trace.flush()
         for handle in self._handles:
             handle.remove()
@@ -238,6 +239,7 @@ class Sparsifier:
         del optimizer
         self._machine.check_not_masked("optimizer.state_dict()")
         self._machine.recover()
+        self._machine.settle()
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         del optimizer

@@ -373,3 +373,38 @@ def test_what_cannot_be_foreseen_is_left_to_torch() -> None:
         p.grad = torch.ones(4)
         optimizer.step()
         assert optimizer.kernels.foresee(optimizer) is None
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_group_without_gradients_is_left_out(fused: bool | None) -> None:
+    model = net()
+    groups = [{"params": list(model.parameters())}, {"params": [nn.Parameter(torch.ones(3))]}]
+    optimizer = AdamW(groups, fused=fused)
+    sparsify(model, optimizer, nmstep.SRSTE("2:4"))
+    train(model, optimizer, 2)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+
+
+def test_norms_are_those_of_the_step_that_was_taken() -> None:
+    norms = []
+    for fused in (None, False):
+        model = net()
+        optimizer = AdamW(model.parameters(), fused=fused)
+        sparsifier = sparsify(model, optimizer, nmstep.Dense(), trace=nmstep.TraceOptions(variance_every=1))
+
+        def clip(*_: Any, model: nn.Module = model) -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+        optimizer.register_step_pre_hook(clip)  # after nmstep's own has looked
+        train(model, optimizer, 4)
+        norms.append([row["v_norm1"] for row in sparsifier.trace.rows()])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_after_the_end_plain_steps_are_torchs_again() -> None:
+    model = net()
+    optimizer = AdamW(model.parameters())
+    sparsifier = sparsify(model, optimizer, nmstep.SRSTE("2:4"))
+    train(model, optimizer, 2)
+    sparsifier.finalize()
+    assert not optimizer.kernels.takes(optimizer)

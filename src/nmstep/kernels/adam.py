@@ -55,8 +55,8 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
         sums: return sums over the second moments.
 
     Returns:
-        With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` over all coordinates in float64, on the device of the
-        first parameter; else None.
+        With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` over all coordinates in float64, on a parameter's
+        device, a GPU's if there is one; else None.
 
     Raises:
         ValueError: the tensors do not fit together.
@@ -73,7 +73,8 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
     torch.autograd.graph.increment_version([tensor for u in updates for tensor in u.written()])
     if not sums:
         return None
-    device = updates[0].p.device if updates else torch.device("cpu")
+    # Towards a GPU, where there is one: the other way the host would have to wait.
+    device = next((row.device for row in found if row.device.type != "cpu"), torch.device("cpu"))
     rows = [row.to(device, non_blocking=True) for row in found]
     return torch.stack(rows).sum(0) if rows else torch.zeros(3, dtype=torch.float64)
 

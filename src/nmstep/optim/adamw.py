@@ -186,7 +186,14 @@ class AdamW(torch.optim.Adam):
 
         torch casts what it loads to the parameter's dtype, so this is to be called after ``load_state_dict`` too.
         :func:`nmstep.sparsify` does so where its recipe has a ``preconditioner_dtype``.
+
+        Raises:
+            ValueError: ``dtype`` is neither None nor ``torch.bfloat16``.
         """
+        if dtype not in (None, torch.bfloat16):
+            raise ValueError(
+                f"a frozen variance can be held in torch.bfloat16 or its own dtype, not in {dtype}"
+            )
         for state in self.state.values():
             if dtype is not None and FROZEN in state:
                 state["exp_avg_sq"] = state["exp_avg_sq"].to(dtype)

@@ -86,6 +86,8 @@ class KernelStep:
 
     def _can(self, optimizer: AdamW, cuts: Mapping[int, Cut], *, sums: bool = False) -> bool:
         """Whether the kernels take every tensor of the step; sums are those of all moments or none."""
+        if torch.compiler.is_compiling():
+            return False
         for group in optimizer.param_groups:
             for p in group["params"]:
                 state = optimizer.state.get(p, {})
@@ -142,14 +144,16 @@ class KernelStep:
 
     def step(self, optimizer: AdamW) -> None:
         """Takes the step."""
-        updates = []
+        updates, steps = [], []
         for group in optimizer.param_groups:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
-            torch._foreach_add_(columns[5], 1)
             for p, grad, step in zip(columns[0], columns[1], columns[5], strict=True):
                 cut = self._cuts.pop(id(p), None)
-                updates.append(_update(group, p, grad, optimizer.state[p], float(step), cut))
+                updates.append(_update(group, p, grad, optimizer.state[p], float(step) + 1, cut))
+                steps.append(step)
+        if steps:
+            torch._foreach_add_(steps, 1)
         self._sums = adam_step_(updates, sums=self._wants_sums)
 
 

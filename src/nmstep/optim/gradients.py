@@ -49,6 +49,7 @@ class GradientCheck:
         self._on_nonfinite = on_nonfinite
         self._names = names
         self._late = Late()
+        self._looked_at: dict[int, list[str]] = {}  # names, by the step whose flags are on their way
 
     def passes(self, step: int) -> bool:
         """Whether step number ``step`` may be taken.
@@ -61,13 +62,15 @@ class GradientCheck:
         """
         if self._on_nonfinite == "ignore":
             return True
-        gradients = [g for _, g in _named_gradients(self._optimizer, {})]
+        named = _named_gradients(self._optimizer, self._names())
+        gradients = [g for _, g in named]
         if self._on_nonfinite == "raise" and gradients and all(is_away(g) for g in gradients):
+            self._looked_at[step] = [name for name, _ in named]
             norms = torch._foreach_norm(gradients, float("inf"))  # NaN, too, passes through it
             self._late.put(step, torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite())
             self._raise_late(self._late.due(step))
             return True
-        bad = nonfinite(self._optimizer, self._names())
+        bad = nonfinite(named)
         if bad and self._on_nonfinite == "raise":
             raise FloatingPointError(
                 f"NaN or infinite gradient at optimizer step {step} in {_few(bad)}; nothing was changed. Lower the "
@@ -76,18 +79,23 @@ class GradientCheck:
         return not bad
 
     def settle(self) -> None:
-        """Looks at what was still on its way, when no further step will.
+        """Looks at what was still on its way: before a checkpoint is written, and when no further step will come.
 
         Raises:
             FloatingPointError: as :meth:`passes`.
         """
-        self._raise_late(self._late.pending())
+        self._raise_late(self._late.drain())
+
+    def forget(self) -> None:
+        """Forgets what was on its way: another state was loaded."""
+        self._late.drain()
+        self._looked_at.clear()
 
     def _raise_late(self, arrived: list[tuple[int, Tensor]]) -> None:
         for step, finite in arrived:
+            names = self._looked_at.pop(step)
             if not bool(finite.all()):
-                named = [name for name, _ in _named_gradients(self._optimizer, self._names())]
-                bad = [name for name, fine in zip(named, finite.tolist(), strict=False) if not fine]
+                bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
                 raise FloatingPointError(
                     f"NaN or infinite gradient at optimizer step {step} in {_few(bad)}, seen now because the host "
                     f"reads from a GPU {LATE_STEPS} steps late: the weights and the optimizer's state hold it. Go "
@@ -101,14 +109,8 @@ def _few(names: list[str]) -> str:
     return f"{', '.join(map(repr, names[:5]))}{more}"
 
 
-def nonfinite(optimizer: Optimizer, names: Mapping[int, str]) -> list[str]:
-    """Returns the names of the parameters whose gradient holds a NaN or an infinity.
-
-    Args:
-        optimizer: with gradients in place; sparse and empty ones are passed over.
-        names: a name for the id of a parameter, where one is known.
-    """
-    gradients = _named_gradients(optimizer, names)
+def nonfinite(gradients: list[tuple[str, Tensor]]) -> list[str]:
+    """Returns the names of the gradients that hold a NaN or an infinity."""
     if not gradients:
         return []
     # A sum passes NaN and infinity on, and is by far the cheapest look; it may overflow or cancel to NaN where

@@ -110,5 +110,5 @@ class Recipe:
             "freeze": self.freeze,
             "correct_bias": self.correct_bias,
             "eps_root": self.eps_root,
-            "preconditioner_dtype": str(self.preconditioner_dtype),
+            "preconditioner_dtype": self.preconditioner_dtype and str(self.preconditioner_dtype),
         }

@@ -18,7 +18,6 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace nmstep {
-int g_mode = 3;
 namespace {
 
 using Tensor = nb::ndarray<nb::device::cpu>;
@@ -239,7 +238,6 @@ NB_MODULE(_cpu, module) {
     module.def("mask", &mask, "weight"_a, "mask"_a, "layout"_a, "threads"_a);
     module.def("split", &split, "weight"_a, "pruned"_a, "layout"_a, "threads"_a);
     module.def("step", &step, "rows"_a, "settings"_a, "threads"_a, "sums"_a);
-    module.def("mode", [](int m) { g_mode = m; });
     module.def("variants", &variants);
     module.def("use", &use, "variant"_a);
     module.def("active", [] { return std::string(active->name); });

@@ -29,7 +29,7 @@ struct Steps {
                     int64_t end);
 };
 
-extern int g_mode;
+
 struct Variant {
     const char *name;
     Masks<float> fp32_masks;

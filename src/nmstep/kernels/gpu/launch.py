@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -148,7 +149,9 @@ def _launch(program: Any, kind: Kind, places: Sequence[Place], *arguments: Tenso
     blocks = _blocks(device, tuple(place.lies.groups for place in places), kind.groups)
     if len(blocks):
         rows = _rows(device, tuple(place.row() for place in places))
-        program[(len(blocks),)](rows, blocks, *arguments, **kind.constants(), **constants)
+        # Triton launches on the current device, whatever its arguments lie on.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            program[(len(blocks),)](rows, blocks, *arguments, **kind.constants(), **constants)
 
 
 @lru_cache(maxsize=64)

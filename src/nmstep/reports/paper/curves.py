@@ -83,6 +83,7 @@ def _draw_distances(axes: Axes, metric: str, entries: Sequence[tuple[str, Score,
     tidy(axes)
     shown: list[float] = []
     for place, (_, dense, scores) in enumerate(entries):
+        assert dense.metrics is not None
         spread = _spread(dense)
         axes.fill_betweenx(
             [place - 0.4, place + 0.4], -spread, spread, color=INK, alpha=0.10, linewidth=0,
