@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import nmstep
-from nmstep import kernels
+from nmstep import kernels, masks
+from nmstep.kernels.native import are_taken
 
 
 def reference_step(
@@ -82,3 +84,36 @@ SETTINGS: list[tuple[dict[str, Any], float | None]] = [
     ({}, 1e-8),
     ({"decoupled_weight_decay": False, "maximize": True}, 1e-3),
 ]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return torch.equal(a.view(integers), b.view(integers))
+
+
+def check_masks(weight: Tensor, pattern: str, dim: int, pad: bool = True) -> None:
+    """Asserts that the kernels choose and split as plain torch does, to the bit."""
+    assert are_taken(weight)
+    expected = masks.nm_mask(weight, pattern, dim=dim, pad=pad)
+    assert torch.equal(kernels.nm_mask(weight, pattern, dim=dim, pad=pad), expected)
+    ours, theirs = weight.clone(), weight.clone()
+    cut = kernels.split_(ours, pattern, dim=dim, pad=pad)
+    assert same_bits(cut, masks.split_(theirs, pattern, dim=dim, pad=pad))
+    assert same_bits(ours, theirs)
+    assert cut.stride() == weight.stride()
+
+
+def check_sparse_step(start: tuple[Tensor, ...], pattern: str, dim: int, frozen: float | None) -> None:
+    """Asserts that a sparse step is a dense one on the latent weight, and a split."""
+    w, m, v, g = start
+    latent, m2, v2 = w.clone(), m.clone(), v.clone()
+    pruned = masks.split_(w, pattern, dim=dim, pad=True)
+    cut = kernels.Cut(pruned=pruned, pattern=nmstep.NMPattern.parse(pattern), dim=dim)
+    ours = step_(GROUP, w, g, m, v, step=3, frozen_eps_root=frozen, cut=cut, sums=True)
+    dense = step_(GROUP, latent, g, m2, v2, step=3, frozen_eps_root=frozen, sums=True)
+    assert torch.equal(m, m2)
+    assert torch.equal(v, v2)
+    assert torch.equal(w + pruned, latent)
+    assert torch.equal(pruned, masks.split_(latent, pattern, dim=dim, pad=True))
+    assert torch.equal(w, latent)
+    assert ours == pytest.approx(dense, rel=1e-5)

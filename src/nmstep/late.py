@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,32 +25,30 @@ class Late:
     """
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
-        self._steps = 0
+        self._queue: deque[_Entry] = deque()
 
     def put(self, step: int, values: Tensor) -> None:
         """Sends the values of a step to the host."""
-        away = is_away(values)
-        self._steps = LATE_STEPS if away else 0
-        if not away or values.device.type == "cpu":
-            self._queue.append((step, values, None))
+        due = step + LATE_STEPS if is_away(values) else step
+        if values.device.type != "cuda":
+            self._queue.append(_Entry(step, due, values))
             return
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values.detach(), non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(values.device))
-        self._queue.append((step, host, event))
+        self._queue.append(_Entry(step, due, host, event))
 
     def due(self, step: int) -> list[tuple[int, Tensor]]:
         """Returns the steps whose values are to be read after ``step``, oldest first, and forgets them."""
         found = []
-        while self._queue and self._queue[0][0] <= step - self._steps:
-            found.append(_arrived(*self._queue.popleft()))
+        while self._queue and self._queue[0].due <= step:
+            found.append(self._queue.popleft().arrived())
         return found
 
     def pending(self) -> list[tuple[int, Tensor]]:
         """Returns what is still to be handed out, waiting for it; it stays in the queue."""
-        return [_arrived(*entry) for entry in self._queue]
+        return [entry.arrived() for entry in self._queue]
 
     def drain(self) -> list[tuple[int, Tensor]]:
         """Returns what is still to be handed out, waiting for it, and forgets it."""
@@ -59,16 +58,23 @@ class Late:
 
     def load(self, pending: list[tuple[int, Tensor]]) -> None:
         """Takes back what :meth:`pending` gave."""
-        self._queue = deque((step, values, None) for step, values in pending)
-        self._steps = LATE_STEPS if pending else 0
+        self._queue = deque(_Entry(step, step + LATE_STEPS, values) for step, values in pending)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    step: int
+    due: int
+    values: Tensor
+    copied: torch.cuda.Event | None = None
+
+    def arrived(self) -> tuple[int, Tensor]:
+        """Returns step and values, once they are here."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.step, self.values
 
 
 def is_away(tensor: Tensor) -> bool:
     """Whether reading a tensor would make the host wait."""
     return tensor.device.type == "cuda"
-
-
-def _arrived(step: int, values: Tensor, event: torch.cuda.Event | None) -> tuple[int, Tensor]:
-    if event is not None:
-        event.synchronize()
-    return step, values

@@ -10,27 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nmstep import kernels, masks
+from nmstep import kernels
 from nmstep.kernels.native import are_taken, place
 from nmstep.kernels.native import kernels as compiled
+from one_step import check_masks
 
 pytestmark = pytest.mark.usefixtures("variant")
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
-    return torch.equal(a.view(integers), b.view(integers))
-
-
-def check(weight: Tensor, pattern: str, dim: int, pad: bool = True) -> None:
-    assert are_taken(weight)
-    expected = masks.nm_mask(weight, pattern, dim=dim, pad=pad)
-    assert torch.equal(kernels.nm_mask(weight, pattern, dim=dim, pad=pad), expected)
-    ours, theirs = weight.clone(), weight.clone()
-    cut = kernels.split_(ours, pattern, dim=dim, pad=pad)
-    assert same_bits(cut, masks.split_(theirs, pattern, dim=dim, pad=pad))
-    assert same_bits(ours, theirs)
-    assert cut.stride() == weight.stride()
 
 
 PATTERNS = ["1:1", "1:2", "2:4", "1:4", "3:4", "2:3", "5:7", "4:8", "1:8", "6:12", "1:16", "9:16"]
@@ -52,8 +37,8 @@ def test_every_pattern_in_every_layout(pattern: str, dtype: torch.dtype) -> None
         ((2, 2 * m + 1, 5), 1),
     ):
         weight = torch.randn(shape, generator=generator).to(dtype)
-        check(weight, pattern, dim)
-        check(weight.round(), pattern, dim)  # many ties
+        check_masks(weight, pattern, dim)
+        check_masks(weight.round(), pattern, dim)  # many ties
 
 
 @pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf, 1e-41, -0.0, 3e38])
@@ -63,7 +48,7 @@ def test_special_values(special: float, dtype: torch.dtype) -> None:
     for pattern, shape in (("2:4", (6, 32)), ("1:16", (6, 32)), ("2:5", (6, 10, 3))):
         weight = torch.randn(shape, generator=generator)
         weight[torch.rand(shape, generator=generator) < 0.4] = special
-        check(weight.to(dtype), pattern, 1)
+        check_masks(weight.to(dtype), pattern, 1)
 
 
 def test_every_order_of_dimensions() -> None:
@@ -71,9 +56,9 @@ def test_every_order_of_dimensions() -> None:
     for order in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2)):
         permuted = weight.permute(order).contiguous().permute(*torch.tensor(order).argsort().tolist())
         assert permuted.shape == weight.shape
-        check(permuted, "2:4", 1)
-        check(permuted, "1:4", 0)
-    check(weight.contiguous(memory_format=torch.channels_last), "3:8", 1)
+        check_masks(permuted, "2:4", 1)
+        check_masks(permuted, "1:4", 0)
+    check_masks(weight.contiguous(memory_format=torch.channels_last), "3:8", 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +72,7 @@ def test_fuzzed(data: st.DataObject) -> None:
     numbers = data.draw(st.lists(values, min_size=11, max_size=11))
     count = math.prod(shape)
     weight = torch.tensor(numbers).repeat(count // 11 + 1)[:count].reshape(shape)
-    check(weight, f"{n}:{m}", dim)
+    check_masks(weight, f"{n}:{m}", dim)
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -169,7 +154,7 @@ def test_tensors_that_are_not_what_memory_says_are_not_taken(lazy: Tensor) -> No
 
 
 def test_a_group_longer_than_the_dimension_costs_no_more_than_the_dimension() -> None:
-    check(torch.randn(4, 8), "3:1000000000", 1)
+    check_masks(torch.randn(4, 8), "3:1000000000", 1)
 
 
 def test_many_blocks_with_short_groups() -> None:
@@ -178,7 +163,7 @@ def test_many_blocks_with_short_groups() -> None:
         ("3:300", (40, 1111, 3), 1),
         ("5:12", (70, 50, 31), 1),
     ):
-        check(torch.randn(shape), pattern, dim)
+        check_masks(torch.randn(shape), pattern, dim)
 
 
 def test_the_stride_of_a_single_row_says_nothing() -> None:

@@ -16,8 +16,18 @@ from torch import Tensor, nn
 import nmstep
 from nmstep import AdamW, NMPattern, kernels, masks, sparsify
 from nmstep.kernels import native
-from nmstep.kernels.native import are_taken, engine_for
-from one_step import GROUP, RECIPES, SETTINGS, net, reference_step, step_, train
+from nmstep.kernels.native import engine_for
+from one_step import (
+    GROUP,
+    RECIPES,
+    SETTINGS,
+    check_masks,
+    check_sparse_step,
+    net,
+    reference_step,
+    step_,
+    train,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -26,21 +36,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def device(triton_device: torch.device) -> torch.device:
     assert engine_for(triton_device) == "triton"
     return triton_device
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
-    return torch.equal(a.view(integers), b.view(integers))
-
-
-def check(weight: Tensor, pattern: str, dim: int) -> None:
-    assert are_taken(weight)
-    expected = masks.nm_mask(weight, pattern, dim=dim, pad=True)
-    assert torch.equal(kernels.nm_mask(weight, pattern, dim=dim, pad=True), expected)
-    ours, theirs = weight.clone(), weight.clone()
-    cut = kernels.split_(ours, pattern, dim=dim, pad=True)
-    assert same_bits(cut, masks.split_(theirs, pattern, dim=dim, pad=True))
-    assert same_bits(ours, theirs)
 
 
 def layouts(m: int) -> list[tuple[Tensor, int]]:
@@ -64,8 +59,8 @@ def layouts(m: int) -> list[tuple[Tensor, int]]:
 )
 def test_masks_and_splits_in_every_layout(pattern: str, dtype: torch.dtype, device: torch.device) -> None:
     for weight, dim in layouts(NMPattern.parse(pattern).m):
-        check(weight.to(device, dtype), pattern, dim)
-        check(weight.round().to(device, dtype), pattern, dim)  # many ties
+        check_masks(weight.to(device, dtype), pattern, dim)
+        check_masks(weight.round().to(device, dtype), pattern, dim)  # many ties
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +70,7 @@ def test_special_values(dtype: torch.dtype, device: torch.device) -> None:
         for pattern in ("2:4", "3:4", "1:16"):
             weight = torch.randn(6, 32, generator=generator)
             weight[torch.rand(6, 32, generator=generator) < 0.4] = special
-            check(weight.to(device, dtype), pattern, 1)
+            check_masks(weight.to(device, dtype), pattern, 1)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -89,7 +84,7 @@ def test_fuzzed(device: torch.device, data: st.DataObject) -> None:
     numbers = data.draw(st.lists(values, min_size=11, max_size=11))
     count = math.prod(shape)
     weight = torch.tensor(numbers, device=device).repeat(count // 11 + 1)[:count].reshape(shape)
-    check(weight, f"{n}:{m}", dim)
+    check_masks(weight, f"{n}:{m}", dim)
 
 
 @pytest.mark.parametrize(("changes", "frozen"), SETTINGS)
@@ -118,20 +113,8 @@ def test_a_sparse_step_is_a_dense_one_on_the_latent_weight_and_a_split(
     pattern: str, frozen: float | None, dtype: torch.dtype, device: torch.device
 ) -> None:
     for start, dim in layouts(NMPattern.parse(pattern).m):
-        w, m, v, g = (
-            x.to(device, dtype) for x in (start, start / 10, start.square() / 2, torch.randn_like(start))
-        )
-        latent, m2, v2 = w.clone(), m.clone(), v.clone()
-        pruned = masks.split_(w, pattern, dim=dim, pad=True)
-        cut = kernels.Cut(pruned=pruned, pattern=NMPattern.parse(pattern), dim=dim)
-        ours = step_(GROUP, w, g, m, v, step=3, frozen_eps_root=frozen, cut=cut, sums=True)
-        dense = step_(GROUP, latent, g, m2, v2, step=3, frozen_eps_root=frozen, sums=True)
-        assert torch.equal(m, m2)
-        assert torch.equal(v, v2)
-        assert torch.equal(w + pruned, latent)
-        assert torch.equal(pruned, masks.split_(latent, pattern, dim=dim, pad=True))
-        assert torch.equal(w, latent)
-        assert ours == pytest.approx(dense, rel=1e-5)
+        parts = (start, start / 10, start.square() / 2, torch.randn_like(start))
+        check_sparse_step(tuple(x.to(device, dtype) for x in parts), pattern, dim, frozen)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the compiled kernels work on other tensors there")

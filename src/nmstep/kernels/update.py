@@ -75,13 +75,17 @@ class Update:
     @property
     def can_be_foreseen(self) -> bool:
         """Whether gradient and second moment alone say what the step does to the second moment, and it does."""
-        coupled = self.group["weight_decay"] != 0 and not self.group["decoupled_weight_decay"]
-        return self.cut is None and self.frozen_eps_root is None and not coupled
+        return self.cut is None and self.frozen_eps_root is None and self.coupled == 0.0
 
     @property
     def refine(self) -> float:
         """λ of SR-STE; 0 for a dense parameter."""
         return 0.0 if self.cut is None else self.cut.refine
+
+    @property
+    def coupled(self) -> float:
+        """Weight decay that enters the gradient."""
+        return 0.0 if self.group["decoupled_weight_decay"] else float(self.group["weight_decay"])
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -93,13 +97,12 @@ class Update:
         group, frozen = self.group, self.frozen_eps_root is not None
         beta1, beta2 = (float(beta) for beta in group["betas"])
         lr, decay = float(group["lr"]), float(group["weight_decay"])
-        decoupled = group["decoupled_weight_decay"]
         correction2 = 1 - beta2**self.step
         return {
             "sign": -1.0 if group["maximize"] else 1.0,
             "refine": self.refine,
-            "coupled": 0.0 if decoupled else decay,
-            "decay": 1 - lr * decay if decoupled else 1.0,
+            "coupled": self.coupled,
+            "decay": 1 - lr * decay if group["decoupled_weight_decay"] else 1.0,
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,

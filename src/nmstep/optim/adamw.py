@@ -42,16 +42,16 @@ class AdamW(torch.optim.Adam):
         foreach: torch's multi-tensor step while the variance is updated; None lets torch choose.
         capturable: not supported.
         differentiable: not supported.
-        fused: nmstep's compiled kernels (see :func:`nmstep.kernels.status`). None uses them from the first step
+        fused: nmstep's kernels (see :func:`nmstep.kernels.status`). None uses them from the first step
             that torch does not have: with masks, a frozen variance, or a floor inside the root. True uses them
             before that too, as close to torch as its own kinds of step are to each other. False never does.
-            A step that holds tensors which they do not take (a GPU's, float64) is done in plain torch.
+            A step that holds tensors which they do not take (float64, gaps, a subclass) is done in plain torch.
         decoupled_weight_decay: False gives Adam, whose decay enters the gradient.
         eps_root: added to the second moment, inside the root. optax's name for the paper's ε.
 
     Raises:
         ValueError: an argument is out of range, a flag is not supported, or a parameter is complex.
-        RuntimeError: ``fused=True`` and there are no compiled kernels.
+        RuntimeError: ``fused=True`` and there are no kernels.
 
     Source:
         AdamW: Loshchilov & Hutter 2019. Frozen phase: STEP, Alg. 1 lines 13 to 20.
@@ -96,7 +96,7 @@ class AdamW(torch.optim.Adam):
         if fused and amsgrad:
             raise ValueError("the kernels of fused=True do not know amsgrad=True: give one of them")
         self._eps_root = eps_root
-        #: What the compiled kernels do of the coming step; for nmstep's own hooks.
+        #: What the kernels do of the coming step; for nmstep's own hooks.
         self.kernels = KernelStep(fused)
         super().__init__(
             params,

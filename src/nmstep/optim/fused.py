@@ -1,4 +1,4 @@
-"""AdamW's step by the compiled kernels: when they do it, and what they are told besides Adam's update."""
+"""AdamW's step by the kernels: when they do it, and what they are told besides Adam's update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class KernelStep:
         fused: True for every step, None for those that torch does not have, False for none.
 
     Raises:
-        RuntimeError: ``fused`` is True and there are no compiled kernels.
+        RuntimeError: ``fused`` is True and there are no kernels.
     """
 
     def __init__(self, fused: bool | None) -> None:
@@ -69,7 +69,7 @@ class KernelStep:
         if self._accepted and not taken:
             raise RuntimeError(
                 "a parameter, a gradient or a state was changed between nmstep's hook and the optimizer's step, so "
-                "that the compiled kernels cannot take it; nothing was changed. Register hooks that do so "
+                "that the kernels cannot take it; nothing was changed. Register hooks that do so "
                 "before nmstep.sparsify, or make the optimizer with fused=False"
             )
         return taken

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from nmstep.late import LATE_STEPS, Late, is_away
 
-__all__ = ["GradientCheck", "OnNonfinite", "has_gradients", "is_idle", "nonfinite"]
+__all__ = ["GradientCheck", "OnNonfinite", "has_gradients", "is_idle"]
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 
@@ -70,7 +70,7 @@ class GradientCheck:
             self._late.put(step, torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite())
             self._raise_late(self._late.due(step))
             return True
-        bad = nonfinite(named)
+        bad = _nonfinite(named)
         if bad and self._on_nonfinite == "raise":
             raise FloatingPointError(
                 f"NaN or infinite gradient at optimizer step {step} in {_few(bad)}; nothing was changed. Lower the "
@@ -109,7 +109,7 @@ def _few(names: list[str]) -> str:
     return f"{', '.join(map(repr, names[:5]))}{more}"
 
 
-def nonfinite(gradients: list[tuple[str, Tensor]]) -> list[str]:
+def _nonfinite(gradients: list[tuple[str, Tensor]]) -> list[str]:
     """Returns the names of the gradients that hold a NaN or an infinity."""
     if not gradients:
         return []

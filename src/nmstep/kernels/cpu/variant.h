@@ -29,7 +29,6 @@ struct Steps {
                     int64_t end);
 };
 
-
 struct Variant {
     const char *name;
     Masks<float> fp32_masks;

@@ -65,8 +65,7 @@ def _lies(update: Update) -> Lies:
 
 
 def _variant(update: Update, place: Place) -> _Variant:
-    group = update.group
-    variance = "floored" if group["eps_root"] != 0 else "updated"
+    variance = "floored" if update.group["eps_root"] != 0 else "updated"
     return _Variant(
         update.p.device,
         kind_of(place),
@@ -74,5 +73,5 @@ def _variant(update: Update, place: Place) -> _Variant:
         sparse=update.cut is not None,
         variance=variance if update.frozen_eps_root is None else "frozen",
         refined=update.refine != 0,
-        coupled=group["weight_decay"] != 0 and not group["decoupled_weight_decay"],
+        coupled=update.coupled != 0,
     )

@@ -32,8 +32,8 @@ class Lies:
     outer: int
     size: int
     inner: int
-    n: int = 1
-    m: int = 1
+    n: int
+    m: int
 
     @property
     def groups(self) -> int:
@@ -138,20 +138,24 @@ def step_(
     Returns:
         With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` in float64, on the device; else None.
     """
-    programs_of_launch = sum(-(-place.lies.groups // kind.groups) for place in places)
-    partial = torch.zeros(programs_of_launch if sums else 0, 3, device=numbers.device)
+    partial = torch.zeros(len(_blocks_of(kind, places)) if sums else 0, 3, device=numbers.device)
     _launch(programs.adam_step, kind, places, numbers, partial, **constants, SUMS=sums)
     return partial.sum(0, dtype=torch.float64) if sums else None
 
 
 def _launch(program: Any, kind: Kind, places: Sequence[Place], *arguments: Tensor, **constants: Any) -> None:
-    device = places[0].tensors[0].device  # type: ignore[union-attr]
-    blocks = _blocks(device, tuple(place.lies.groups for place in places), kind.groups)
+    blocks = _blocks_of(kind, places)
     if len(blocks):
+        device = blocks.device
         rows = _rows(device, tuple(place.row() for place in places))
         # Triton launches on the current device, whatever its arguments lie on.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             program[(len(blocks),)](rows, blocks, *arguments, **kind.constants(), **constants)
+
+
+def _blocks_of(kind: Kind, places: Sequence[Place]) -> Tensor:
+    device = places[0].tensors[0].device  # type: ignore[union-attr]
+    return _blocks(device, tuple(place.lies.groups for place in places), kind.groups)
 
 
 @lru_cache(maxsize=64)
