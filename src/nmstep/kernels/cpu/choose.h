@@ -2,6 +2,7 @@
 // weights, and in M; no sorting and no branches on data. What is kept is marked by -1, what is not by 0.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "vectors.h"
@@ -11,9 +12,8 @@ namespace {
 
 // Integers in the order of the magnitudes; every NaN is the same and above infinity.
 inline Ints ordinals(Ints bits) {
-    constexpr int32_t infinity = 0x7f800000;
-    bits &= 0x7fffffff;
-    return bits > infinity ? Ints{} + (infinity + 1) : bits;
+    const Ints magnitude = bits & 0x7fffffff, nan = Ints{} + 0x7f800001;
+    return magnitude < nan ? magnitude : nan;
 }
 
 inline Ints ordinals(const float *values) { return ordinals(load_ints(values)); }
@@ -78,31 +78,37 @@ inline Ints first_kept_of(Ints mine) {
     return lane == folded<M, 1>(candidate, smaller);
 }
 
-// Calls work(choose) with a function that says what is kept of a vector's weights, where the groups of a tensor lie side
-// by side in vectors and none is short; returns false, and calls nothing, where they do not.
+// Calls work(choose) with a function that says what is kept of a vector's weights, whole groups one after the other;
+// returns false, and calls nothing, where a vector does not hold such groups.
 template <int M, class Work>
-inline void with_choice_of(int32_t n, Work work) {
+inline bool with_choice_of(int32_t n, Work work) {
     if (M > 4 && n == 1)
         work([](Ints bits) { return first_kept_of<M>(ordinals(bits)); });
     else
         work([n](Ints bits) { return kept_of<M>(ordinals(bits), n); });
+    return true;
 }
 
 template <class Work>
-inline bool with_choice(const Layout &l, Work work) {
-    const int32_t n = static_cast<int32_t>(l.n);
-    if (l.inner != 1 || l.n == l.m || l.size % l.m != 0) return false;
-    switch (l.m) {
-        case 2: with_choice_of<2>(n, work); return true;
-        case 4: with_choice_of<4>(n, work); return true;
+inline bool with_choice(int64_t n, int64_t m, Work work) {
+    const int32_t kept = static_cast<int32_t>(n);
+    switch (m) {
+        case 2: return with_choice_of<2>(kept, work);
+        case 4: return with_choice_of<4>(kept, work);
 #ifdef __AVX2__
-        case 8: with_choice_of<8>(n, work); return true;
+        case 8: return with_choice_of<8>(kept, work);
 #endif
 #ifdef __AVX512F__
-        case 16: with_choice_of<16>(n, work); return true;
+        case 16: return with_choice_of<16>(kept, work);
 #endif
         default: return false;
     }
+}
+
+// The same for all of a tensor.
+template <class Work>
+inline bool with_choice(const Layout &l, Work work) {
+    return l.inner == 1 && l.n < l.m && l.size % l.m == 0 && with_choice(l.n, l.m, work);
 }
 
 // The greatest of each consecutive group of m, a multiple of the lanes: its lowest place, in vectors.
@@ -122,45 +128,56 @@ inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t co
     }
 }
 
-// A group in each column: `rows` rows of ordinals, `stride` apart, which are replaced by what is kept of them. Works
-// on up to a vector beyond the last column. ROWS is `rows`, or 0 where it is known at run time only.
-template <int ROWS>
-void choose_columns(int32_t *table, int64_t rows, int64_t stride, int64_t columns, int32_t n, Ints *ranks) {
+// Calls work(column) so that vectors from these columns on cover all of them; where there is a vector's worth of columns,
+// the last one starts early enough not to reach beyond, else it does.
+template <class Work>
+inline void for_each_vector_of(int64_t columns, Work work) {
+    for (int64_t c = 0; c < columns; c += kLanes) work(std::min(c, std::max<int64_t>(0, columns - kLanes)));
+}
+
+// A group in each column: `rows` rows of weights, `stride` apart. Calls put(row, column, bits, kept) with the vectors
+// of each column in the order of the rows. ROWS is `rows`, or 0 where it is known at run time only; then `scratch` has
+// twice as many vectors.
+template <int ROWS, class Put>
+inline void choose_columns(const float *weights, int64_t rows, int64_t stride, int64_t columns, int32_t n,
+                           Ints *scratch, Put put) {
     constexpr int fixed = ROWS > 0 ? ROWS : 1;
     const int64_t count = ROWS > 0 ? ROWS : rows;
-    Ints in_registers[fixed];
-    Ints *const rank = ROWS > 0 ? in_registers : ranks;
-    for (int64_t c = 0; c < columns; c += kLanes) {
+    Ints ranks[fixed], own[fixed];
+    Ints *const rank = ROWS > 0 ? ranks : scratch, *const mine = ROWS > 0 ? own : scratch + rows;
+    for_each_vector_of(columns, [&](int64_t c) {
         // Each pair has one that goes before; the earlier row starts as if it never did.
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < count; ++i) rank[i] = Ints{} + static_cast<int32_t>(count - 1 - i);
-#pragma GCC unroll 16
         for (int64_t i = 0; i < count; ++i) {
-            const Ints mine = load_ints(table + i * stride + c);
+            rank[i] = Ints{} + static_cast<int32_t>(count - 1 - i);
+            mine[i] = ordinals(weights + i * stride + c);
+        }
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < count; ++i)
 #pragma GCC unroll 16
             for (int64_t j = i + 1; j < count; ++j) {
-                const Ints before = mine >= load_ints(table + j * stride + c);
+                const Ints before = mine[i] >= mine[j];
                 rank[j] -= before;
                 rank[i] += before;
             }
-        }
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < count; ++i) store_ints(table + i * stride + c, rank[i] < n);
-    }
+        for (int64_t i = 0; i < count; ++i) put(i, c, load_ints(weights + i * stride + c), rank[i] < n);
+    });
 }
 
 // The same where one is kept: the first of the greatest.
-inline void choose_first_of_columns(int32_t *table, int64_t rows, int64_t stride, int64_t columns) {
-    for (int64_t c = 0; c < columns; c += kLanes) {
-        Ints most = load_ints(table + c), first{};
+template <class Put>
+inline void choose_first_of_columns(const float *weights, int64_t rows, int64_t stride, int64_t columns, Put put) {
+    for_each_vector_of(columns, [&](int64_t c) {
+        Ints most = ordinals(weights + c), first{};
         for (int64_t i = 1; i < rows; ++i) {
-            const Ints other = load_ints(table + i * stride + c), before = other > most;
-            most = before ? other : most;
+            const Ints other = ordinals(weights + i * stride + c), before = other > most;
+            most = greater(most, other);
             first = before ? Ints{} + static_cast<int32_t>(i) : first;
         }
         for (int64_t i = 0; i < rows; ++i)
-            store_ints(table + i * stride + c, first == Ints{} + static_cast<int32_t>(i));
-    }
+            put(i, c, load_ints(weights + i * stride + c), first == Ints{} + static_cast<int32_t>(i));
+    });
 }
 
 }  // namespace

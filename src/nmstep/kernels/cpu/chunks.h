@@ -12,11 +12,11 @@ namespace nmstep {
 namespace {
 
 constexpr std::align_val_t kLine{64};
-constexpr int64_t kChunk = 256;        // values worked on at a time: all scratch stays in the first-level cache
+constexpr int64_t kChunk = 1024;       // values worked on at a time: all scratch stays in the first-level cache
 constexpr int64_t kColumns = 256;      // of a group whose rows lie apart, worked on at a time
-constexpr int64_t kWide = 8192;        // values of such groups that are stepped before masks are chosen: long pieces
+constexpr int64_t kWide = 32768;       // values of such groups that are stepped before masks are chosen: in the second-level cache
 constexpr int64_t kSummed = 4096;      // values whose sums are fp32
-constexpr int64_t kBlock = 128 * kChunk;  // values of a block
+constexpr int64_t kBlock = 32768;      // values of a block
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -46,15 +46,18 @@ struct Scratch {
           own(aligned<float>(std::max(capacity, l.inner > kColumns ? wide(l) : 0) + kLanes)),
           latent(own.get()),
           keep(aligned<int32_t>(capacity + kLanes)),
-          table(aligned<int32_t>(capacity + l.m * kLanes)),
-          ranks(aligned<Ints>(l.m)) {}
+          table(aligned<float>(capacity + kLanes)),
+          kept_in_table(aligned<int32_t>(capacity + kLanes)),
+          ranks(aligned<Ints>(2 * l.m)) {}
 
     static int64_t wide(const Layout &l) { return std::max(kWide, l.m * kColumns); }
 
     int64_t capacity;
     Aligned<float> own;
     float *latent;  // of the chunk that is worked on
-    Aligned<int32_t> keep, table;
+    Aligned<int32_t> keep;
+    Aligned<float> table;  // of groups that are turned
+    Aligned<int32_t> kept_in_table;
     Aligned<Ints> ranks;
 };
 

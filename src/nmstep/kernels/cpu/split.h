@@ -8,58 +8,73 @@
 namespace nmstep {
 namespace {
 
-void choose_by_ranks(int64_t rows, int32_t *table, int64_t stride, int64_t columns, int32_t n, Ints *ranks) {
-    switch (rows) {
-        case 2: return choose_columns<2>(table, 2, stride, columns, n, nullptr);
-        case 4: return choose_columns<4>(table, 4, stride, columns, n, nullptr);
-        case 8: return choose_columns<8>(table, 8, stride, columns, n, nullptr);
-        case 16: return choose_columns<16>(table, 16, stride, columns, n, nullptr);
-        default: return choose_columns<0>(table, rows, stride, columns, n, ranks);
-    }
-}
-
-// Puts the ordinals of a chunk into a table with a group in each column, chooses, and takes what is kept out again.
-void choose_in_table(const Chunk &c, int32_t n, Scratch &s) {
-    const float *latent = s.latent;
-    int32_t *keep = s.keep.get(), *table = s.table.get();
-    const int64_t columns = c.groups * c.columns, stride = columns + kLanes;
-    if (c.columns == 1) {
-        for (int64_t g = 0; g < c.groups; ++g)
-            for (int64_t r = 0; r < c.rows; ++r) table[r * stride + g] = ordinal(latent[g * c.rows + r]);
-    } else {
-        // What a vector carries beyond its row is overwritten by the next.
-        for (int64_t g = 0; g < c.groups; ++g)
-            for (int64_t r = 0; r < c.rows; ++r)
-                for (int64_t i = 0; i < c.columns; i += kLanes)
-                    store_ints(&table[r * stride + g * c.columns + i], ordinals(&latent[(g * c.rows + r) * c.columns + i]));
-    }
-    if (n == 1 && c.rows > 4)
-        choose_first_of_columns(table, c.rows, stride, columns);
-    else
-        choose_by_ranks(c.rows, table, stride, columns, n, s.ranks.get());
-    if (c.columns == 1) {
-        for (int64_t g = 0; g < c.groups; ++g)
-            for (int64_t r = 0; r < c.rows; ++r) keep[g * c.rows + r] = table[r * stride + g];
-    } else {
-        for (int64_t g = 0; g < c.groups; ++g)
-            for (int64_t r = 0; r < c.rows; ++r)
-                for (int64_t i = 0; i < c.columns; i += kLanes)
-                    store_ints(&keep[(g * c.rows + r) * c.columns + i], load_ints(&table[r * stride + g * c.columns + i]));
-    }
-}
-
 int32_t kept_of(const Chunk &c, const Layout &l) { return static_cast<int32_t>(std::min(l.n, c.rows)); }
+
+// Chooses the groups of a chunk whose latent weights lie in the scratch, one in each column, and calls
+// put(row of the chunk, column, bits, kept).
+template <int ROWS, class Put>
+void choose_groups(const Chunk &c, int32_t n, Scratch &s, Put put) {
+    for (int64_t g = 0; g < c.groups; ++g) {
+        const float *weights = s.latent + g * c.rows * c.columns;
+        const auto put_in_group = [&](int64_t row, int64_t column, Ints bits, Ints kept) {
+            put(g * c.rows + row, column, bits, kept);
+        };
+        if (n == 1 && c.rows > 4)
+            choose_first_of_columns(weights, c.rows, c.columns, c.columns, put_in_group);
+        else
+            choose_columns<ROWS>(weights, c.rows, c.columns, c.columns, n, s.ranks.get(), put_in_group);
+    }
+}
+
+template <class Put>
+void choose_down(const Chunk &c, int32_t n, Scratch &s, Put put) {
+    switch (c.rows) {
+        case 2: return choose_groups<2>(c, n, s, put);
+        case 4: return choose_groups<4>(c, n, s, put);
+        case 8: return choose_groups<8>(c, n, s, put);
+        case 16: return choose_groups<16>(c, n, s, put);
+        default: return choose_groups<0>(c, n, s, put);
+    }
+}
+
+// Groups that no vector holds are turned so that one is in each column, and what is kept is turned back.
+void choose_turned(const Chunk &c, int32_t n, Scratch &s) {
+    float *const latent = s.latent, *const table = s.table.get();
+    int32_t *const keep = s.keep.get(), *const kept_in_table = s.kept_in_table.get();
+    for (int64_t g = 0; g < c.groups; ++g)
+        for (int64_t r = 0; r < c.rows; ++r) table[r * c.groups + g] = latent[g * c.rows + r];
+    s.latent = table;
+    choose_down(Chunk{0, 1, c.rows, c.groups, c.groups}, n, s, [&](int64_t row, int64_t column, Ints, Ints kept) {
+        store_ints(&kept_in_table[row * c.groups + column], kept);
+    });
+    s.latent = latent;
+    for (int64_t g = 0; g < c.groups; ++g)
+        for (int64_t r = 0; r < c.rows; ++r) keep[g * c.rows + r] = kept_in_table[r * c.groups + g];
+}
+
+// Marks what is kept of groups one after the other.
+void choose_consecutive(const Chunk &c, int32_t n, Scratch &s) {
+    const bool done = with_choice(n, c.rows, [&](auto kept_of) {
+        for (int64_t i = 0; i < c.groups * c.rows; i += kLanes) store_ints(&s.keep[i], kept_of(load_ints(s.latent + i)));
+    });
+    if (!done) choose_turned(c, n, s);
+}
 
 // Marks in the scratch what is kept of a chunk's latent weights, which lie there.
 void choose(const Chunk &c, const Layout &l, Scratch &s) {
     const int64_t count = c.groups * c.rows * c.columns;
     const int32_t n = kept_of(c, l);
+    int32_t *const keep = s.keep.get();
     if (n == c.rows)
-        std::fill_n(s.keep.get(), count, -1);
+        std::fill_n(keep, count, -1);
     else if (l.inner == 1 && n == 1 && c.rows > kLanes && c.rows % kLanes == 0)
-        choose_first_of_wide(s.latent, s.keep.get(), count, c.rows);
-    else
-        choose_in_table(c, n, s);
+        choose_first_of_wide(s.latent, keep, count, c.rows);
+    else if (c.columns == 1)
+        choose_consecutive(c, n, s);
+    else  // what a vector carries beyond its row is overwritten by the next
+        choose_down(c, n, s, [&](int64_t row, int64_t column, Ints, Ints kept) {
+            store_ints(&keep[row * c.columns + column], kept);
+        });
 }
 
 template <class T>
@@ -84,20 +99,28 @@ void write_mask(uint8_t *__restrict mask, const int32_t *__restrict keep, int64_
     for (int64_t i = 0; i < length; ++i) mask[i] = keep[i] & 1;
 }
 
-// Chooses and splits the latent weights of a chunk.
-template <class T>
-void choose_and_split(T *weight, T *pruned, const Chunk &c, const Layout &l, Scratch &s) {
-    choose(c, l, s);
-    for_each_piece(c, [&](int64_t at, int64_t from, int64_t length) {
-        write_split(weight + at, pruned + at, &s.latent[from], &s.keep[from], length);
-    });
-}
-
 // Splits one vector of weights by what is kept of them.
 template <class T>
 inline void store_split(T *weight, T *pruned, Ints bits, Ints kept) {
     store(weight, std::bit_cast<Floats>(bits & kept));
     store(pruned, std::bit_cast<Floats>(bits & ~kept));
+}
+
+// Chooses and splits the latent weights of a chunk; where rows are as long as a vector, straight from the registers.
+template <class T>
+void choose_and_split(T *weight, T *pruned, const Chunk &c, const Layout &l, Scratch &s) {
+    const int32_t n = kept_of(c, l);
+    if (c.columns >= kLanes && n < c.rows) {
+        choose_down(c, n, s, [&](int64_t row, int64_t column, Ints bits, Ints kept) {
+            const int64_t at = c.start + row * c.stride + column;
+            store_split(weight + at, pruned + at, bits, kept);
+        });
+        return;
+    }
+    choose(c, l, s);
+    for_each_piece(c, [&](int64_t at, int64_t from, int64_t length) {
+        write_split(weight + at, pruned + at, &s.latent[from], &s.keep[from], length);
+    });
 }
 
 inline void store_mask(uint8_t *mask, Ints kept) {
