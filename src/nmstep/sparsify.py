@@ -97,8 +97,9 @@ class Sparsifier:
         if not self._adopt():
             self._machine.begin()
         self._handles = [
-            optimizer.register_step_pre_hook(self._machine.before_step),
-            optimizer.register_step_post_hook(self._machine.after_step),
+            # Called as they are where torch.compile traces the step: one that is traced is not always run.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._machine.before_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._machine.after_step)),
             optimizer.register_state_dict_pre_hook(self._before_save),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._before_load),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmstep.kernels import nm_mask
 from nmstep.optim.sparse_step import PRUNED, PatternOf, SparseStep
@@ -14,8 +14,8 @@ __all__ = ["latent_masks", "layer_stats"]
 
 
 def latent_masks(sparse: SparseStep, pattern_of: PatternOf) -> list[Tensor]:
-    """Returns the mask of each sparse parameter's latent weight, while the step is open."""
-    return [nm_mask(w, pattern_of(e), dim=e.dim or 0, pad=e.pad) for e, w in sparse.latents()]
+    """Returns the mask of each sparse parameter's latent weight, eight entries in a byte, while the step is open."""
+    return [_packed(nm_mask(w, pattern_of(e), dim=e.dim or 0, pad=e.pad)) for e, w in sparse.latents()]
 
 
 @torch.no_grad()
@@ -42,10 +42,26 @@ def layer_stats(sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tenso
             flips = torch.full_like(kept, math.nan)
             if old_masks is not None:
                 new = nm_mask(p + pruned, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
-                flips = _share(new.logical_xor_(old_masks[i]), wide)
+                flips = _flipped(old_masks[i], _packed(new)).to(wide) / max(1, p.numel())
         density = _share(p, wide)
         rows.append(torch.stack([flips, density, kept, cut]).double())
     return torch.stack([row.to(rows[0].device) for row in rows]) if rows else torch.zeros(0, 4)
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Returns a mask as the bits of a uint8 tensor, all of a model's masks being held for the length of a step."""
+    bits = nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(torch.uint8)
+    eights = bits.view(bits.numel() // 8, 8)
+    packed = eights[:, 0].clone()
+    for bit in range(1, 8):
+        packed |= eights[:, bit] << bit
+    return packed
+
+
+def _flipped(old: Tensor, new: Tensor) -> Tensor:
+    """Returns how many bits differ."""
+    differing = old ^ new
+    return torch.stack([torch.count_nonzero(differing & (1 << bit)) for bit in range(8)]).sum()
 
 
 def _share(tensor: Tensor, dtype: torch.dtype) -> Tensor:
