@@ -14,7 +14,7 @@ __all__ = ["latent_masks", "layer_stats"]
 
 
 def latent_masks(sparse: SparseStep, pattern_of: PatternOf) -> list[Tensor]:
-    """Returns the mask of each sparse parameter's latent weight, eight entries in a byte, while the step is open."""
+    """Returns the mask of each sparse parameter's latent weight, eight entries a byte, while the step is open."""
     return [_packed(nm_mask(w, pattern_of(e), dim=e.dim or 0, pad=e.pad)) for e, w in sparse.latents()]
 
 
