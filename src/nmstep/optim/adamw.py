@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import (
+    _disable_dynamo,
+)  # torch.compiler.disable would import all of the compiler right here
 from torch.optim.adam import adam
 
 from nmstep.optim.floored import floored_step_
@@ -209,7 +212,7 @@ class AdamW(torch.optim.Adam):
                     state["exp_avg_sq"] = state["exp_avg_sq"].to(p.dtype)
                     state["exp_avg_sq"].mul_(1 - beta2 ** float(state["step"]))
 
-    @torch.compiler.disable  # a compiled loop calls it as it is: kernels and frozen variances are not to be traced
+    @_disable_dynamo  # a compiled loop calls it as it is: kernels and frozen variances are not to be traced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one optimization step and returns what ``closure`` returned, if one was given."""
