@@ -14,7 +14,7 @@ SOURCE = Path(nmstep.__file__).parent
 ROOMS = [
     ["names", "patterns", "packages", "late"],
     ["layout"],
-    ["masks"],
+    ["masks", "tiles"],
     ["kernels"],
     ["sparsity_plan", "plan"],
     ["switching"],
@@ -24,6 +24,7 @@ ROOMS = [
     ["machine", "admission"],
     ["sparsify"],
     ["verify"],
+    ["deploy"],
     ["tasks"],
     ["experiments"],
     ["reports"],

@@ -14,6 +14,7 @@ from nmstep.trace import TraceOptions
 from nmstep.verify import NotSparseError, VerifyReport, verify
 
 if TYPE_CHECKING:
+    from nmstep.deploy import load_packed, pack, save_packed, unpack
     from nmstep.recipes import layerwise
 
 __version__ = "0.1.0.dev0"
@@ -40,15 +41,25 @@ __all__ = [
     "TraceOptions",
     "VerifyReport",
     "layerwise",
+    "load_packed",
     "nm_mask",
+    "pack",
     "plan",
+    "save_packed",
     "sparsify",
+    "unpack",
     "verify",
 ]
 
+# What few programs need is imported when it is asked for.
+_LATER = {
+    "layerwise": "nmstep.recipes.layerwise",
+    **dict.fromkeys(("load_packed", "pack", "save_packed", "unpack"), "nmstep.deploy"),
+}
+
 
 def __getattr__(name: str) -> object:
-    # The layer-wise search is the one room that few programs need; importing it waits until it is asked for.
-    if name == "layerwise":
-        return import_module("nmstep.recipes.layerwise")
-    raise AttributeError(f"module 'nmstep' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'nmstep' has no attribute {name!r}")
+    module = import_module(_LATER[name])
+    return module if name == "layerwise" else getattr(module, name)

@@ -41,22 +41,20 @@ def open_path(path: Path) -> Stored:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
-        raise FileNotFoundError(f"nothing to verify at {str(path)!r}: no such file or folder")
+        raise FileNotFoundError(f"nothing to read at {str(path)!r}: no such file or folder")
     return _open_file(path)
 
 
 def _open_file(path: Path) -> Stored:
     if not path.is_file():
-        raise ValueError(f"cannot verify {str(path)!r}: it is neither a file nor a folder")
+        raise ValueError(f"cannot read {str(path)!r}: it is neither a file nor a folder")
     if path.name.endswith(".index.json"):
         return _open_shards(path)
     if path.suffix not in (".safetensors", *_PICKLES):
         known = ", ".join((".safetensors", *_PICKLES, ".index.json"))
-        raise ValueError(
-            f"cannot verify {str(path)!r}: expected one of {known}, or a folder with one of them"
-        )
+        raise ValueError(f"cannot read {str(path)!r}: expected one of {known}, or a folder with one of them")
     if path.stat().st_size == 0:
-        raise ValueError(f"cannot verify {str(path)!r}: the file is empty (0 bytes)")
+        raise ValueError(f"cannot read {str(path)!r}: the file is empty (0 bytes)")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 
 
@@ -100,7 +98,9 @@ def _open_shards(index: Path) -> Stored:
             f"{str(index)!r} places {lacking[0]!r} in {places[lacking[0]]!r}, which does not hold it"
         )
     promise = next((stored.promise for stored in shards.values() if stored.promise is not None), None)
-    return Stored(str(index), {name: shards[shard].tensors[name] for name, shard in places.items()}, promise)
+    metadata = {key: text for stored in shards.values() for key, text in stored.metadata.items()}
+    tensors = {name: shards[shard].tensors[name] for name, shard in places.items()}
+    return Stored(str(index), tensors, promise, metadata)
 
 
 def _open_safetensors(path: Path) -> Stored:
@@ -127,7 +127,7 @@ def _open_safetensors(path: Path) -> Stored:
     if not tensors:
         raise ValueError(f"{str(path)!r} holds no tensors")
     promise = parse_promise(metadata[NM_SPARSITY], str(path)) if NM_SPARSITY in metadata else None
-    return Stored(str(path), tensors, promise)
+    return Stored(str(path), tensors, promise, metadata)
 
 
 def _read_safetensor(path: Path, file: Any, name: str) -> Tensor:

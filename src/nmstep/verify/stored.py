@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,11 +54,13 @@ class Stored:
         label: what error messages and reports call it.
         tensors: by name.
         promise: the plan or pattern that was stored beside them, or None.
+        metadata: what else a safetensors file says of itself.
     """
 
     label: str
     tensors: dict[str, StoredTensor]
     promise: SparsityPlan | NMPattern | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _by_plain_name(self) -> dict[str, list[str]]:

@@ -18,6 +18,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace nmstep {
+
+void add_packed(nb::module_ &module);
+
 namespace {
 
 using Tensor = nb::ndarray<nb::device::cpu>;
@@ -217,6 +220,8 @@ nb::object step(const nb::bytes &packed, const std::vector<Adam> &settings, int 
 
 }  // namespace
 
+const Variant &active_variant() { return *active; }
+
 NB_MODULE(_cpu, module) {
     nb::class_<Layout>(module, "Layout")
         .def("__init__",
@@ -242,6 +247,7 @@ NB_MODULE(_cpu, module) {
     module.def("use", &use, "variant"_a);
     module.def("active", [] { return std::string(active->name); });
     module.def("thread_pool", &thread_pool);
+    add_packed(module);
 }
 
 }  // namespace nmstep

@@ -3,6 +3,7 @@
 #include "variant.h"
 
 #include "adam.h"
+#include "packed_many.h"
 #include "split.h"
 
 namespace nmstep {
@@ -21,14 +22,27 @@ constexpr Steps<T, V> steps() {
         return {&sparse_step<T, V>, &dense_step<T, V>, nullptr};
 }
 
+template <class V, class X>
+constexpr PackedProducts<V, X> products() {
+    return {&plan_product, &turn<V, X>, &multiply<V, X>};
+}
+
 }  // namespace
 
 #define NMSTEP_NAME_OF(name) #name
 #define NMSTEP_NAME(name) NMSTEP_NAME_OF(name)
 
 extern const Variant VARIANT;
-const Variant VARIANT = {NMSTEP_NAME(VARIANT), masks<float>(),       masks<bf16>(),
-                         steps<float, float>(), steps<float, bf16>(), steps<bf16, bf16>()};
+const Variant VARIANT = {NMSTEP_NAME(VARIANT),
+                         masks<float>(),
+                         masks<bf16>(),
+                         steps<float, float>(),
+                         steps<float, bf16>(),
+                         steps<bf16, bf16>(),
+                         products<float, float>(),
+                         products<float, bf16>(),
+                         products<bf16, float>(),
+                         products<bf16, bf16>()};
 
 #ifdef NMSTEP_COUNTS_BLOCKS
 int64_t blocks_of_groups(const Layout &l) { return divide_up(groups_of(l), groups_in_block(l)); }

@@ -1,6 +1,7 @@
 // The kernels of one instruction set, as function pointers; each is told which blocks of the work to do.
 #pragma once
 
+#include "packed.h"
 #include "tensors.h"
 
 namespace nmstep {
@@ -29,6 +30,15 @@ struct Steps {
                     int64_t end);
 };
 
+// Products with weights of type V, of inputs and outputs of type X.
+template <class V, class X>
+struct PackedProducts {
+    PackedPlan (*plan)(const PackedLayout &, int64_t batch, int threads);
+    // Both are told which pieces of the plan's work to do; all turns come before the first product.
+    void (*turn)(const PackedCall<V, X> &, int64_t begin, int64_t end);
+    void (*multiply)(const PackedCall<V, X> &, int64_t begin, int64_t end);
+};
+
 struct Variant {
     const char *name;
     Masks<float> fp32_masks;
@@ -36,6 +46,10 @@ struct Variant {
     Steps<float, float> fp32_steps;
     Steps<float, bf16> narrow_steps;
     Steps<bf16, bf16> bf16_steps;
+    PackedProducts<float, float> fp32_products;
+    PackedProducts<float, bf16> fp32_of_bf16_products;
+    PackedProducts<bf16, float> bf16_of_fp32_products;
+    PackedProducts<bf16, bf16> bf16_products;
 };
 
 extern const Variant plain, avx2, avx512;

@@ -1,0 +1,180 @@
+"""Packing the N:M layers of a model, and unpacking them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from nmstep.deploy.layers import PackedLinear, is_packable
+from nmstep.layout import group_views
+from nmstep.patterns import NMPattern
+from nmstep.plan import plan as make_plan
+from nmstep.sparsity_plan import SparsityPlan, unwrap
+from nmstep.verify import verify
+
+__all__ = ["pack", "packed_layers", "replaced", "unpack"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GROUPS = (2, 4, 8, 16, 32, 64)
+
+
+@torch.no_grad()
+def pack(
+    model: nn.Module,
+    pattern: str | NMPattern | None = None,
+    *,
+    plan: SparsityPlan | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Returns the model with its N:M layers packed; what stays dense is shared with ``model``, which is unchanged.
+
+    Which layers are packed is taken from ``plan``, or from the default plan for ``pattern``; with neither, every
+    layer whose zeros make it N:M for an M of 2, 4, … 64 is packed with its sparsest pattern. Packed are Linear
+    layers and transformers' Conv1D; what else is sparse stays dense, with a warning.
+
+    Args:
+        model: any module.
+        pattern: N kept of M, of every layer.
+        plan: a pattern for each layer.
+        include: globs of parameters or modules above them; only these are packed.
+        exclude: globs of those that stay dense.
+        dtype: to hold the values in: float32, bfloat16 or float16; each layer's own by default.
+
+    Raises:
+        NotSparseError: a layer is not N:M; the message names its first group that is not.
+        ValueError: nothing is there to pack, or the arguments do not fit together.
+        TypeError: ``model`` is no module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
+        >>> nmstep.pack(model)[0]
+        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"pack takes a module, got a {type(model).__name__}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"values are packed in {', '.join(map(str, _DTYPES))}, not in {dtype}")
+    if plan is not None and (include is not None or tuple(exclude)):
+        raise ValueError("a plan says itself what is packed: make it with include or exclude")
+    model = unwrap(model)
+    if pattern is None and plan is None:
+        plan = _found_plan(model, include, exclude)
+    elif plan is None and pattern is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*stay dense")
+            plan = make_plan(model, pattern, include=include, exclude=exclude)
+    elif plan is not None and pattern is not None:
+        plan = plan.with_pattern(pattern)
+    assert plan is not None
+    verify(model, plan=plan).raise_if_failed()
+    patterns = _patterns(model, plan)
+    return replaced(
+        model, patterns, lambda name, module: PackedLinear.of(module, patterns[name], dtype=dtype)
+    )
+
+
+@torch.no_grad()
+def unpack(model: nn.Module) -> nn.Module:
+    """Returns the model with its packed layers made dense again, with the weights that were packed.
+
+    What was not packed is shared with ``model``, which is unchanged. Weights are equal bit for bit where values are
+    held in the layer's own dtype; a negative zero comes back positive.
+
+    Raises:
+        ValueError: no layer is packed.
+    """
+    layers = packed_layers(model)
+    if not layers:
+        raise ValueError(f"this {type(model).__name__} has no packed layer")
+    return replaced(unwrap(model), layers, lambda name, _: layers[name].dense())
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
+    """Returns the packed layers of a model, by name."""
+    return {
+        name: module for name, module in unwrap(model).named_modules() if isinstance(module, PackedLinear)
+    }
+
+
+def replaced(
+    model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], nn.Module]
+) -> nn.Module:
+    """Returns a copy of a model that shares its tensors and has other modules in some places.
+
+    Args:
+        model: stays as it is.
+        names: of the modules that are to be replaced; a module of several names is replaced once.
+        make: takes a name and the module of that name, and returns what stands there in the copy.
+    """
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for name in names:
+        module = model.get_submodule(name)
+        if id(module) not in memo:
+            memo[id(module)] = make(name, module)
+    return copy.deepcopy(model, memo)
+
+
+def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
+    """Returns the pattern of each module that is to be packed, and warns of sparse parameters that stay dense."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    patterns: dict[str, NMPattern] = {}
+    dense: list[str] = []
+    for entry in plan.sparse:
+        assert entry.pattern is not None
+        owners = [name.rpartition(".") for name in (entry.name, *entry.aliases)]
+        packable = all(part == "weight" and is_packable(modules[owner]) for owner, _, part in owners)
+        if packable and not entry.pattern.is_dense and entry.pattern.m <= _GROUPS[-1]:
+            patterns |= {owner: entry.pattern for owner, _, _ in owners}
+        elif not entry.pattern.is_dense:
+            dense.append(entry.name)
+    if not patterns:
+        raise ValueError(
+            f"nothing to pack in this {type(model).__name__}: no Linear or Conv1D layer is planned to be sparse"
+        )
+    if dense:
+        more = f" and {len(dense) - 5} more" if len(dense) > 5 else ""
+        warnings.warn(
+            f"{len(dense)} sparse parameter(s) stay dense, since only Linear and transformers' Conv1D layers are "
+            f"packed, with M up to {_GROUPS[-1]}: {', '.join(map(repr, dense[:5]))}{more}",
+            stacklevel=3,
+        )
+    return patterns
+
+
+def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]) -> SparsityPlan:
+    """Returns a plan with the pattern that each layer's zeros make."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*stay dense")
+        candidates = make_plan(model, "1:1", include=include, exclude=exclude)
+    named = dict(model.named_parameters())
+    entries = [
+        entry if entry.dim is None else replace(entry, pattern=_sparsest(named[entry.name], entry.dim))
+        for entry in candidates.entries
+    ]
+    found = SparsityPlan(tuple(entries))
+    if not found.sparse:
+        raise ValueError(
+            f"no layer of this {type(model).__name__} is N:M for an M of {', '.join(map(str, _GROUPS))}: train it "
+            f"with nmstep.sparsify first, or load the weights that were"
+        )
+    return found
+
+
+def _sparsest(weight: Tensor, dim: int) -> NMPattern | None:
+    """Returns the sparsest pattern that a weight has, of those the one of the smallest groups, or None."""
+    found = []
+    for m in _GROUPS:
+        if weight.numel() and weight.shape[dim] % m == 0:
+            view, group_dim = next(iter(group_views(weight, dim, m)))
+            n = max(1, int(view.count_nonzero(group_dim).max()))
+            found += [NMPattern(n, m)] if n < m else []
+    return min(found, key=lambda pattern: (pattern.density, pattern.m), default=None)

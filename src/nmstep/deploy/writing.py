@@ -1,0 +1,97 @@
+"""Writing packed models: the packed model's state dict as safetensors, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmstep.deploy.description import describe
+from nmstep.deploy.packing import packed_layers
+from nmstep.packages import require
+from nmstep.sparsity_plan import unwrap
+
+__all__ = ["save_packed"]
+
+
+@torch.no_grad()
+def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: int | None = None) -> None:
+    """Writes a packed model: its packed layers, and everything dense beside them.
+
+    A file that was there is replaced once the new one is whole. A tensor of several names is written once.
+
+    Args:
+        model: as :func:`nmstep.pack` returns it.
+        path: ends in ``.safetensors``.
+        shard_bytes: begin another file where one would become larger; each then has a number before its ending, and
+            ``path`` with ``.index.json`` after it names them all.
+
+    Raises:
+        ValueError: no layer is packed, the path has another ending, or a state is no tensor.
+        ImportError: safetensors is not installed.
+    """
+    path, save = Path(path), require("safetensors.torch", "packed files", extra="cli").save_file
+    layers = packed_layers(model)
+    if not layers:
+        raise ValueError(
+            f"this {type(model).__name__} has no packed layer: save_packed(nmstep.pack(model), path)"
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a packed model is written to a .safetensors file, not to {str(path)!r}")
+    tensors, aliases = _without_aliases(unwrap(model).state_dict())
+    shards = _shards(tensors, shard_bytes)
+    names = [path.name]
+    if shard_bytes is not None:
+        names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}{path.suffix}" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _replace_file(path.with_name(name), partial(save, shard, metadata=describe(layers, aliases)))
+    if shard_bytes is not None:
+        places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"
+        _replace_file(path.with_name(f"{path.name}.index.json"), partial(Path.write_text, data=text))
+
+
+def _without_aliases(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns each tensor under its first name, and the first name for each of its others."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"cannot save {name!r}: it is a {type(tensor).__name__}, and safetensors hold tensors only"
+            )
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = tensor.contiguous()
+    return tensors, aliases
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if limit is not None and shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

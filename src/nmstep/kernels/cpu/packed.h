@@ -1,0 +1,72 @@
+// Weights of which N of every M are kept, as they are stored, and how a product with them is cut into work.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+
+#include "tensors.h"
+
+namespace nmstep {
+
+constexpr int kTile = 16;  // output rows whose kept weights lie side by side
+
+// `rows` outputs of `inputs` values each, of which n of every m consecutive ones are kept. The last group of a row is
+// short where m does not divide, and has n places all the same.
+struct PackedLayout {
+    int64_t rows, inputs, n, m;
+
+    int64_t tiles() const { return (rows + kTile - 1) / kTile; }
+    int64_t groups() const { return (inputs + m - 1) / m; }
+    int64_t kept() const { return groups() * n; }
+    int bits() const { return static_cast<int>(std::bit_width(static_cast<uint64_t>(m - 1))); }
+    int fields() const { return 32 / bits(); }
+    int64_t words() const { return (kept() + fields() - 1) / fields(); }
+    // One past the last input that a field can name, whatever is in it: products read from scratch of this size.
+    int64_t reach() const { return (groups() - 1) * m + (int64_t{1} << bits()); }
+};
+
+// values[t][l][lane] is the l-th kept weight of row 16 t + lane. Its group is the l / n-th, and its place there is
+// field l % fields of the word indices[t][l / fields][lane].
+template <class V>
+struct Packed {
+    PackedLayout layout;
+    const V *values;
+    const uint32_t *indices;
+    const float *bias;  // or null
+
+    const V *values_of(int64_t tile) const { return values + tile * layout.kept() * kTile; }
+    const uint32_t *words_of(int64_t tile) const { return indices + tile * layout.words() * kTile; }
+    float bias_of(int64_t row) const { return bias && row < layout.rows ? bias[row] : 0; }
+};
+
+// How a batch is cut. Whole blocks of its rows, and a last one of fewer, become the columns of turned inputs; the few
+// rows that remain are multiplied one by one. Sums run over the kept weights of a row in their order either way, so
+// they depend neither on this nor on the number of threads.
+struct PackedPlan {
+    int64_t wide;        // columns of a whole block
+    int64_t blocks;      // of columns
+    int64_t last;        // columns of the last block, a multiple of the lanes
+    int64_t turned;      // rows of the batch in blocks
+    int64_t few;         // rows of the batch that remain
+    int64_t tiles;       // of a block of rows of the weight
+    int64_t row_blocks;  // for blocks of columns
+    int64_t few_blocks;  // for the few rows
+    int64_t stride;      // of the few rows in the scratch
+    int64_t few_at;      // where they begin there
+    int64_t scratch;     // floats in all
+    int64_t turns;       // pieces of work to fill the scratch
+    int64_t products;    // pieces of work after that
+
+    int64_t columns(int64_t block) const { return block + 1 < blocks ? wide : last; }
+};
+
+template <class V, class X>
+struct PackedCall {
+    Packed<V> weight;
+    const X *x;  // batch x inputs
+    X *y;        // batch x rows
+    PackedPlan plan;
+    float *scratch;
+};
+
+}  // namespace nmstep

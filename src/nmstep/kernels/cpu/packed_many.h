@@ -1,0 +1,234 @@
+// Products of packed weights with many rows: the batch is turned so that its rows are the lanes, and each kept weight is
+// broadcast to columns of the input that stays in the first-level cache.
+#pragma once
+
+#include <utility>
+
+#include "packed_few.h"
+
+namespace nmstep {
+namespace {
+
+constexpr int kBlockVectors = 8;  // of a block's columns: enough sums to hide the latency of one
+constexpr int64_t kBlockColumns = kBlockVectors * kLanes;
+constexpr int64_t kMostFew = 24;           // rows that are multiplied one by one
+constexpr int64_t kSliceFloats = 6144;     // of the turned input: leaves room in the first-level cache
+constexpr int64_t kLeastKept = 8;          // of a row for a slice, so that loading its sums costs little
+constexpr int64_t kMostKept = 64;
+constexpr int64_t kSumFloats = 1 << 16;    // of a block: in the second-level cache
+
+// The vector of places l where l has the bit STEP: those of `b` that lie STEP to the left; else those of `a`.
+template <int STEP, int... L>
+inline Floats low_exchanged(Floats a, Floats b, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(a, b, (L & STEP ? kLanes + L - STEP : L)...);
+}
+
+template <int STEP, int... L>
+inline Floats high_exchanged(Floats a, Floats b, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(a, b, (L & STEP ? kLanes + L : L + STEP)...);
+}
+
+// Turns a square of vectors: what is in lane l of vector v goes to lane v of vector l.
+template <int STEP = 1>
+inline void turn_square(Floats *square) {
+    if constexpr (STEP < kLanes) {
+        constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+#pragma GCC unroll 16
+        for (int v = 0; v < kLanes; ++v) {
+            if (v & STEP) continue;
+            const Floats a = square[v], b = square[v + STEP];
+            square[v] = low_exchanged<STEP>(a, b, lanes);
+            square[v + STEP] = high_exchanged<STEP>(a, b, lanes);
+        }
+        turn_square<2 * STEP>(square);
+    }
+}
+
+template <class X>
+inline Floats load_some(const X *from, int64_t count) {
+    if (count >= kLanes) return load(from);
+    X some[kLanes] = {};
+    std::copy_n(from, count, some);
+    return load(some);
+}
+
+template <class X>
+inline void store_some(X *to, Floats value, int64_t count) {
+    if (count >= kLanes) return store(to, value);
+    X some[kLanes];
+    store(some, value);
+    std::copy_n(some, count, to);
+}
+
+// Turns a vector's width of rows of x; rows beyond the batch and inputs beyond the last are zero.
+template <class V, class X>
+void turn_rows(const PackedCall<V, X> &c, int64_t vector) {
+    const int64_t row = vector * kLanes, block = row / kBlockColumns, columns = c.plan.columns(block);
+    const int64_t inputs = c.weight.layout.inputs, reach = c.weight.layout.reach();
+    const int64_t rows = std::min<int64_t>(kLanes, c.plan.turned - row);
+    float *to = c.scratch + block * kBlockColumns * reach + row % kBlockColumns;
+    Floats square[kLanes];
+    for (int64_t k = 0; k < reach; k += kLanes) {
+        const int64_t count = std::clamp<int64_t>(inputs - k, 0, kLanes);
+        for (int v = 0; v < kLanes; ++v)
+            square[v] = v < rows ? load_some(c.x + (row + v) * inputs + k, count) : Floats{};
+        turn_square(square);
+        for (int v = 0; v < std::min<int64_t>(kLanes, reach - k); ++v) store(to + (k + v) * columns, square[v]);
+    }
+}
+
+// Some kept weights of a tile's rows, and how far from the slice's beginning their inputs are.
+struct Decoded {
+    alignas(64) int32_t offsets[kMostKept * kTile];
+    alignas(64) float own[kMostKept * kTile];
+    const float *values;
+};
+
+inline const float *as_floats(const float *values, int64_t, float *) { return values; }
+
+inline const float *as_floats(const bf16 *values, int64_t count, float *own) {
+    for (int64_t i = 0; i < count; ++i) own[i] = load(values[i]);
+    return own;
+}
+
+template <class V>
+void decode(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept, int64_t columns, Decoded &d) {
+    const PackedLayout &l = weight.layout;
+    const int bits = l.bits(), fields = l.fields();
+    const uint32_t *words = weight.words_of(tile) + begin / fields * kTile;
+    int64_t field = begin % fields, left = l.n;
+    uint32_t first = 0;  // input of the group
+    for (int64_t i = 0; i < kept; ++i) {
+        for (int part = 0; part < kParts; ++part) {
+            const Bits word = std::bit_cast<Bits>(load_ints(words + part * kLanes));
+            const Bits place = (word >> static_cast<uint32_t>(bits * field)) & ((1u << bits) - 1);
+            store_ints(d.offsets + i * kTile + part * kLanes,
+                       std::bit_cast<Ints>((place + first) * static_cast<uint32_t>(columns)));
+        }
+        if (++field == fields) field = 0, words += kTile;
+        if (!--left) left = l.n, first += static_cast<uint32_t>(l.m);
+    }
+    d.values = as_floats(weight.values_of(tile) + begin * kTile, kept * kTile, d.own);
+}
+
+// Adds the products of a row's kept weights to its sums.
+template <int VECTORS>
+inline void add_row(const float *values, const int32_t *offsets, int64_t kept, const float *x, float *sums) {
+    Floats own[VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) own[i] = load(sums + i * kLanes);
+    for (int64_t l = 0; l < kept; ++l) {
+        const Floats value = Floats{} + values[l * kTile];
+        const float *from = x + offsets[l * kTile];
+#pragma GCC unroll 8
+        for (int i = 0; i < VECTORS; ++i) own[i] = fma_or_not(value, load(from + i * kLanes), own[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) store(sums + i * kLanes, own[i]);
+}
+
+// Adds to sums[row][column] of some tiles all that a block of columns gives.
+template <int VECTORS, class V>
+void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end, float *sums) {
+    constexpr int64_t kColumns = VECTORS * kLanes;
+    const PackedLayout &l = weight.layout;
+    const int64_t groups = std::max<int64_t>(
+        1, std::min(std::max(kSliceFloats / (kColumns * l.m), divide_up(kLeastKept, l.n)), kMostKept / l.n));
+    Decoded d;
+    for (int64_t g = 0; g < l.groups(); g += groups) {
+        const int64_t kept = std::min(groups, l.groups() - g) * l.n;
+        for (int64_t t = tile; t < end; ++t) {
+            decode(weight, t, g * l.n, kept, kColumns, d);
+            for (int lane = 0; lane < kTile; ++lane)
+                add_row<VECTORS>(d.values + lane, d.offsets + lane, kept, x + g * l.m * kColumns,
+                                 sums + ((t - tile) * kTile + lane) * kColumns);
+        }
+    }
+}
+
+template <class V>
+void add_many(const Packed<V> &weight, const float *x, int64_t columns, int64_t tile, int64_t end, float *sums) {
+    switch (columns / kLanes) {
+        case 1: return add_many<1>(weight, x, tile, end, sums);
+        case 2: return add_many<2>(weight, x, tile, end, sums);
+        case 3: return add_many<3>(weight, x, tile, end, sums);
+        case 4: return add_many<4>(weight, x, tile, end, sums);
+        case 5: return add_many<5>(weight, x, tile, end, sums);
+        case 6: return add_many<6>(weight, x, tile, end, sums);
+        case 7: return add_many<7>(weight, x, tile, end, sums);
+        default: return add_many<8>(weight, x, tile, end, sums);
+    }
+}
+
+// Turns sums[row][column] back and writes them to y.
+template <class V, class X>
+void write_many(const PackedCall<V, X> &c, const float *sums, int64_t block, int64_t first, int64_t end) {
+    const int64_t columns = c.plan.columns(block), rows = c.weight.layout.rows;
+    Floats square[kLanes];
+    for (int64_t column = 0; column < columns; column += kLanes)
+        for (int64_t row = first; row < std::min(end, rows); row += kLanes) {
+            for (int v = 0; v < kLanes; ++v) square[v] = load(sums + (row - first + v) * columns + column);
+            turn_square(square);
+            const int64_t at = block * kBlockColumns + column;
+            for (int v = 0; v < std::min<int64_t>(kLanes, c.plan.turned - at); ++v)
+                store_some(c.y + (at + v) * rows + row, square[v], rows - row);
+        }
+}
+
+template <class V, class X>
+void multiply_many(const PackedCall<V, X> &c, int64_t block, int64_t row_block, float *sums) {
+    const PackedLayout &l = c.weight.layout;
+    const int64_t tile = row_block * c.plan.tiles, end = std::min(tile + c.plan.tiles, l.tiles());
+    const int64_t columns = c.plan.columns(block), first = tile * kTile;
+    for (int64_t row = first; row < end * kTile; ++row)
+        std::fill_n(sums + (row - first) * columns, columns, c.weight.bias_of(row));
+    add_many(c.weight, c.scratch + block * kBlockColumns * l.reach(), columns, tile, end, sums);
+    write_many(c, sums, block, first, end * kTile);
+}
+
+PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
+    PackedPlan p{};
+    p.wide = kBlockColumns;
+    p.few = batch % kBlockColumns <= kMostFew ? batch % kBlockColumns : 0;
+    p.turned = batch - p.few;
+    p.blocks = divide_up(p.turned, kBlockColumns);
+    const int64_t vectors = divide_up(p.turned, kLanes);
+    p.last = vectors * kLanes - (p.blocks - 1) * kBlockColumns;
+    const int64_t pieces = 4 * std::max(threads, 1);  // of the rows' tiles, so that threads end together
+    p.tiles = std::clamp<int64_t>(divide_up(l.tiles() * p.blocks, threads > 1 ? pieces : 1), 1, kSumFloats / kBlockColumns / kTile);
+    p.row_blocks = divide_up(l.tiles(), p.tiles);
+    p.few_blocks = p.few ? divide_up(l.tiles(), kFewTiles) : 0;
+    p.stride = (divide_up(l.reach(), 16) | 1) * 16;  // an odd number of cache lines: rows do not meet in one set
+    p.few_at = vectors * kLanes * l.reach();
+    p.scratch = p.few_at + p.few * p.stride;
+    p.turns = vectors + p.few;
+    p.products = p.blocks * p.row_blocks + p.few_blocks;
+    return p;
+}
+
+// Fills the scratch with the batch as the products read it.
+template <class V, class X>
+void turn(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
+    const int64_t vectors = c.plan.turns - c.plan.few;
+    for (int64_t i = begin; i < end; ++i) {
+        if (i < vectors)
+            turn_rows(c, i);
+        else
+            copy_row(c, i - vectors);
+    }
+}
+
+template <class V, class X>
+void multiply(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
+    const int64_t many = c.plan.blocks * c.plan.row_blocks;
+    const auto sums = aligned<float>(begin < many ? c.plan.tiles * kTile * kBlockColumns : 0);
+    for (int64_t i = begin; i < end; ++i) {
+        if (i < many)
+            multiply_many(c, i / c.plan.row_blocks, i % c.plan.row_blocks, sums.get());
+        else
+            multiply_few(c, i - many);
+    }
+}
+
+}  // namespace
+}  // namespace nmstep

@@ -1,0 +1,221 @@
+"""Packed files: whole and in shards, back as they were, and no damage that goes unseen or crashes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import nmstep
+from nmstep.deploy import packed_layers
+
+KEY = "nmstep_packed"
+
+
+def skeleton(width: int = 32) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 20, bias=False))
+
+
+@pytest.fixture
+def packed() -> nn.Module:
+    torch.manual_seed(0)
+    model = skeleton().eval()
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:4"))
+    return nmstep.pack(model)
+
+
+@pytest.fixture
+def path(packed: nn.Module, tmp_path: Path) -> Path:
+    nmstep.save_packed(packed, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return skeleton().eval()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return list(mine) == list(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("make", [skeleton, on_meta])
+def test_a_model_comes_back(packed: nn.Module, path: Path, make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    loaded = nmstep.load_packed(path, model)
+    assert same(loaded, packed)
+    assert isinstance(model[0], nn.Linear)  # type: ignore[index]
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), packed(x))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_loaded_is_written_again_to_the_byte(path: Path, tmp_path: Path) -> None:
+    nmstep.save_packed(nmstep.load_packed(path, on_meta()), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_shards(packed: nn.Module, tmp_path: Path) -> None:
+    nmstep.save_packed(packed, tmp_path / "model.safetensors", shard_bytes=2000)
+    shards = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 2
+    assert same(nmstep.load_packed(tmp_path / "model.safetensors.index.json", on_meta()), packed)
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=shards[1].name):
+        nmstep.load_packed(tmp_path / "model.safetensors.index.json", on_meta())
+
+
+def test_tied_tensors_are_written_once(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(64, 32), nn.Linear(32, 32), nn.Linear(32, 64, bias=False))
+    model[2].weight = model[0].weight
+    with torch.no_grad():
+        model[1].weight.mul_(nmstep.nm_mask(model[1].weight, "1:8"))
+    packed = nmstep.pack(model, "1:8")
+    nmstep.save_packed(packed, tmp_path / "tied.safetensors")
+    assert "2.weight" not in load_file(tmp_path / "tied.safetensors")
+    loaded = nmstep.load_packed(tmp_path / "tied.safetensors", model)
+    assert same(loaded, packed)
+    assert loaded[2].weight.data_ptr() == loaded[0].weight.data_ptr()
+
+
+@pytest.mark.parametrize(("pattern", "bits"), [("2:4", 4), ("1:4", 2), ("1:8", 3), ("1:16", 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_is_as_large_as_values_and_index_bits(
+    tmp_path: Path, pattern: str, bits: int, dtype: torch.dtype
+) -> None:
+    layer = nn.Linear(768, 768, bias=False)
+    n, m = map(int, pattern.split(":"))
+    with torch.no_grad():
+        layer.weight.mul_(nmstep.nm_mask(layer.weight, pattern))
+    nmstep.save_packed(nmstep.pack(layer, dtype=dtype), tmp_path / "layer.safetensors")
+    least = 768 * 768 // m * (n * dtype.itemsize + bits / 8)
+    assert least <= (tmp_path / "layer.safetensors").stat().st_size <= 1.02 * least
+
+
+def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> None:
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    tensors, description = load_file(path), json.loads(header["__metadata__"][KEY])
+    change(tensors, description)
+    save_file(tensors, path, {KEY: json.dumps(description)})
+
+
+CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str]] = [
+    ("version", lambda _, d: d.update(version=2), "version 2 is not known"),
+    ("no layers", lambda _, d: d.pop("layers"), "KeyError"),
+    ("a list", lambda _, d: d.update(layers=[]), "AttributeError"),
+    ("pattern", lambda _, d: d["layers"]["0"].update(pattern="4:2"), "impossible"),
+    ("negative", lambda _, d: d["layers"]["0"].update(in_features=-32), "not positive"),
+    ("text", lambda _, d: d["layers"]["0"].update(in_features="32"), "not positive"),
+    ("huge", lambda _, d: d["layers"]["0"].update(in_features=10**15), "1000000000000000 inputs"),
+    ("other pattern", lambda _, d: d["layers"]["0"].update(pattern="1:4"), "expected shape"),
+    ("other m", lambda _, d: d["layers"]["0"].update(pattern="4:8"), "expected shape"),
+    ("unknown layer", lambda _, d: d["layers"].update(nine=d["layers"]["0"]), "no such layer"),
+    ("not a layer", lambda _, d: d["layers"].update({"1": d["layers"]["0"]}), "BatchNorm1d"),
+    ("not listed", lambda _, d: d["layers"].pop("3"), "lacks tensors of the model: '3.weight'"),
+    ("no values", lambda t, _: t.pop("0.values"), "'0.values' is missing"),
+    ("no bias", lambda t, _: t.pop("0.bias"), "lacks tensors of the model: '0.bias'"),
+    ("one more", lambda t, _: t.update(more=torch.zeros(1)), "does not have: 'more'"),
+    ("other dtype", lambda t, _: t.update({"0.values": t["0.values"].double()}), "float64"),
+    ("index dtype", lambda t, _: t.update({"0.indices": t["0.indices"].float()}), "float32"),
+    ("bias shape", lambda t, _: t.update({"0.bias": torch.zeros(3)}), "does not fit the model"),
+    ("alias", lambda _, d: d.update(aliases={"0.bias": "zero"}), "'zero' as a tensor of several names"),
+    ("alias number", lambda _, d: d.update(aliases={"0.bias": 3}), "aliases are not names"),
+    ("indices", lambda t, _: t["0.indices"].zero_(), r"damaged: in '0', row 0, group 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
+def test_what_does_not_agree_is_refused(path: Path, change: Callable[..., object], match: str) -> None:
+    rewritten(path, change)
+    with pytest.raises(ValueError, match=match):
+        nmstep.load_packed(path, on_meta())
+
+
+def test_a_model_of_other_sizes_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'0' with 32 inputs and 48 outputs, but .* \(48, 64\)"):
+        nmstep.load_packed(path, skeleton(64))
+
+
+def test_a_dense_file_is_refused(tmp_path: Path) -> None:
+    save_file(skeleton().state_dict(), tmp_path / "dense.safetensors")
+    with pytest.raises(ValueError, match="is no packed model"):
+        nmstep.load_packed(tmp_path / "dense.safetensors", skeleton())
+
+
+def test_buffers_that_only_a_real_model_has(path: Path) -> None:
+    model = on_meta()
+    model.register_buffer("table", torch.zeros(3, device="meta"), persistent=False)
+    with pytest.raises(ValueError, match="'table'.*on the CPU"):
+        nmstep.load_packed(path, model)
+
+
+def test_truncated_files_are_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 101):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"model\.safetensors"):
+            nmstep.load_packed(path, on_meta())
+
+
+def test_flipped_bytes_are_refused_or_harmless(packed: nn.Module, path: Path) -> None:
+    """Values have no redundancy, so that a flip there cannot be seen; it must not crash either."""
+    whole = path.read_bytes()
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    x, generator = torch.randn(3, 32), torch.Generator().manual_seed(0)
+    places = [*range(0, header, 3), *torch.randint(header, len(whole), (60,), generator=generator).tolist()]
+    for place in places:
+        flipped = bytes([whole[place] ^ (1 << place % 8)])
+        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        try:
+            loaded = nmstep.load_packed(path, on_meta())
+        except (ValueError, FileNotFoundError):
+            continue
+        with torch.no_grad():
+            assert loaded(x).shape == (3, 20)
+        assert packed_layers(loaded).keys() == packed_layers(packed).keys()
+
+
+def test_a_claim_of_a_billion_values_in_a_small_file(path: Path) -> None:
+    header = {"0.values": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(900))
+    with pytest.raises(ValueError, match="truncated, corrupted"):
+        nmstep.load_packed(path, on_meta())
+
+
+@pytest.mark.parametrize(
+    "shape", ["[-2, 8]", "[2, 2]", '["2"]', "[1e3]", "[99999999999999999999]", "[4294967296, 4294967296]"]
+)
+def test_hostile_shapes(path: Path, shape: str) -> None:
+    text = f'{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 64]}}}}'.encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+    with pytest.raises(ValueError, match="model.safetensors"):
+        nmstep.load_packed(path, on_meta())
+
+
+def test_saving_refuses_what_is_not_packed(packed: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no packed layer"):
+        nmstep.save_packed(skeleton(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"a \.safetensors file, not to"):
+        nmstep.save_packed(packed, tmp_path / "model.pt")
+
+
+def test_a_file_that_was_there_stays_when_writing_fails(path: Path, packed: nn.Module) -> None:
+    before = path.read_bytes()
+    packed.register_buffer("odd", torch.zeros(2, dtype=torch.complex128))
+    with pytest.raises(Exception, match="(?i)complex|dtype"):
+        nmstep.save_packed(packed, path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]

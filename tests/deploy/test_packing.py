@@ -1,0 +1,274 @@
+"""Packed models: the same outputs, the same weights back, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nmstep
+from nmstep.deploy import PackedLinear, packed_layers
+
+PATTERNS = ["2:4", "1:4", "1:8", "2:8", "1:16"]
+
+
+def masked(model: nn.Module, pattern: str) -> nn.Module:
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module.in_features % nmstep.NMPattern.parse(pattern).m == 0:
+                module.weight.mul_(nmstep.nm_mask(module.weight, pattern))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def mlp(pattern: str = "2:4") -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(32, 48), nn.LayerNorm(48), nn.GELU(), nn.Linear(48, 16, bias=False))
+    masked(model, pattern)
+    return model
+
+
+def close(packed: Tensor, dense: Tensor) -> bool:
+    return torch.allclose(packed, dense, rtol=1e-5, atol=1e-5 * float(dense.abs().max()))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (7, 32), (2, 65, 32), (0, 32)])
+def test_outputs_are_those_of_the_dense_model(pattern: str, shape: tuple[int, ...]) -> None:
+    model = mlp(pattern)
+    packed = nmstep.pack(model)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        dense, found = model(x), packed(x)
+    assert found.shape == dense.shape
+    assert found.dtype == dense.dtype
+    assert close(found, dense) if x.numel() else True
+    assert [str(layer.pattern) for layer in packed_layers(packed).values()] == [pattern, pattern]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    model = mlp().to(dtype)
+    if dtype == torch.float64:
+        packed = nmstep.pack(model)
+    else:
+        packed = nmstep.pack(model, dtype=dtype)
+    x = torch.randn(9, 32, dtype=dtype)
+    with torch.no_grad():
+        dense, found = model(x), packed(x)
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), dense.double(), atol=3 * torch.finfo(dtype).eps)
+
+
+def test_values_can_be_held_narrower_than_inputs() -> None:
+    model = mlp()
+    packed = nmstep.pack(model, dtype=torch.bfloat16)
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in (rounded[0], rounded[3]):
+            module.weight.copy_(module.weight.bfloat16())
+        x = torch.randn(5, 32)
+        assert close(packed(x), rounded(x))
+
+
+def test_a_conv1d_of_transformers_is_packed() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(conv1d(24, 16))
+    with torch.no_grad():
+        model[0].bias.normal_()
+        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4", dim=0))
+    packed = nmstep.pack(model, "2:4")
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        assert close(packed(x), model(x))
+    back = nmstep.unpack(packed)
+    assert type(back[0]) is conv1d
+    assert torch.equal(back[0].weight, model[0].weight)
+    with torch.no_grad():
+        assert torch.equal(back(x), model(x))
+
+
+def test_unpacked_weights_are_the_packed_ones_to_the_bit() -> None:
+    model = mlp("1:4").eval()
+    back = nmstep.unpack(nmstep.pack(model))
+    assert not packed_layers(back)
+    assert not back.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, back.state_dict()[name]), name
+    assert [type(module) for module in back] == [type(module) for module in model]
+    assert repr(back) == repr(model)
+
+
+def test_the_model_is_left_as_it_was_and_shares_what_stays_dense() -> None:
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    packed = nmstep.pack(model)
+    assert isinstance(model[0], nn.Linear)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert packed[1].weight is model[1].weight
+    assert packed[0].bias is model[0].bias
+
+
+def test_a_layer_of_two_names_is_packed_once() -> None:
+    layer = masked(nn.Linear(16, 16), "2:4")
+    packed = nmstep.pack(nn.ModuleDict({"a": layer, "b": layer}))
+    assert packed["a"] is packed["b"]
+
+
+def test_a_single_layer_can_be_packed() -> None:
+    assert isinstance(nmstep.pack(masked(nn.Linear(16, 16), "2:4")), PackedLinear)
+
+
+def test_what_is_tied_to_an_embedding_stays_dense() -> None:
+    model = nn.Sequential(nn.Embedding(32, 16), masked(nn.Linear(16, 16), "2:4"), nn.Linear(16, 32))
+    model[2].weight = model[0].weight
+    packed = nmstep.pack(model, "2:4")
+    assert list(packed_layers(packed)) == ["1"]
+    assert packed[2].weight is packed[0].weight
+
+
+def test_each_layer_has_the_pattern_of_its_zeros() -> None:
+    model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 32), nn.Linear(32, 8))
+    masked(model[0], "1:16")
+    masked(model[1], "2:4")
+    patterns = {name: str(layer.pattern) for name, layer in packed_layers(nmstep.pack(model)).items()}
+    assert patterns == {"0": "1:16", "1": "2:4"}
+
+
+def test_a_plan_says_what_is_packed() -> None:
+    model = mlp()
+    plan = nmstep.plan(model, "2:4", exclude=["3"])
+    assert list(packed_layers(nmstep.pack(model, plan=plan))) == ["0"]
+    assert list(packed_layers(nmstep.pack(model, "2:4", exclude=["0"]))) == ["3"]
+    assert list(packed_layers(nmstep.pack(model, include=["0"]))) == ["0"]
+
+
+def test_a_padded_layer_is_packed() -> None:
+    model = nn.Sequential(nn.Linear(18, 20))
+    plan = nmstep.plan(model, "2:4", on_indivisible="pad")
+    with torch.no_grad():
+        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4", pad=True))
+        packed = nmstep.pack(model, plan=plan)
+        x = torch.randn(6, 18)
+        assert close(packed(x), model(x))
+    assert torch.equal(nmstep.unpack(packed)[0].weight, model[0].weight)
+
+
+def test_a_layer_that_is_not_sparse_is_refused_with_its_first_group() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[3].weight[5, 8:12] = 1.0
+    with pytest.raises(nmstep.NotSparseError, match=r"(?s)3\.weight.*\[5, 8:12\]"):
+        nmstep.pack(model, "2:4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"dtype": torch.int8}, "float32, torch.bfloat16, torch.float16, not in torch.int8"),
+        ({"plan": "plan", "exclude": ["0"]}, "a plan says itself"),
+        ({"pattern": "two:four"}, "cannot read pattern"),
+        ({"pattern": "2:4", "exclude": ["nine"]}, "matches no parameter"),
+        ({"pattern": "2:5"}, "can become sparse"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, object], match: str) -> None:
+    model = mlp()
+    if "plan" in arguments:
+        arguments = {**arguments, "plan": nmstep.plan(model, "2:4")}
+    with pytest.raises(ValueError, match=match):
+        nmstep.pack(model, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_dense_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="no layer of this Sequential is N:M"):
+        nmstep.pack(nn.Sequential(nn.Linear(16, 16)))
+    with pytest.raises(ValueError, match="has no packed layer"):
+        nmstep.unpack(nn.Sequential(nn.Linear(16, 16)))
+    with pytest.raises(TypeError, match="takes a module, got a dict"):
+        nmstep.pack({})  # type: ignore[arg-type]
+
+
+def test_sparse_layers_of_other_kinds_stay_dense_with_a_warning() -> None:
+    model = nn.Sequential(nn.Conv1d(16, 8, 1), nn.Flatten(), masked(nn.Linear(32, 8), "2:4"))
+    with torch.no_grad():
+        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
+    with pytest.warns(UserWarning, match=r"1 sparse parameter\(s\) stay dense.*'0.weight'"):
+        packed = nmstep.pack(model, "2:4")
+    with torch.no_grad():
+        x = torch.randn(3, 16, 4)
+        assert close(packed(x), model(x))
+
+
+def test_torch_attention_keeps_its_weights() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).eval()
+    masked(model, "2:4")
+    with torch.no_grad():
+        model.self_attn.in_proj_weight.mul_(nmstep.nm_mask(model.self_attn.in_proj_weight, "2:4"))
+    with pytest.warns(UserWarning, match="self_attn"):
+        packed = nmstep.pack(model, "2:4")
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        assert close(packed(x), model(x))
+
+
+def test_an_input_of_another_width() -> None:
+    packed = nmstep.pack(mlp())
+    with pytest.raises(ValueError, match=r"32 inputs got shape \(2, 31\)"):
+        packed(torch.randn(2, 31))
+
+
+def test_a_backward_pass_is_an_error() -> None:
+    packed = nmstep.pack(mlp())
+    x = torch.randn(2, 32, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        packed(x).sum().backward()
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        packed(torch.randn(2, 32)).sum().backward()
+
+
+def copies(packed: nn.Module) -> Iterator[nn.Module]:
+    yield copy.deepcopy(packed)
+    yield pickle.loads(pickle.dumps(packed))
+    with io.BytesIO() as file:
+        torch.save(packed, file)
+        file.seek(0)
+        yield torch.load(file, weights_only=False)
+
+
+def test_copies_and_pickles_run() -> None:
+    packed = nmstep.pack(mlp())
+    x = torch.randn(4, 32)
+    with torch.no_grad():
+        for twin in copies(packed):
+            assert torch.equal(twin(x), packed(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_compile_and_export() -> None:
+    packed = nmstep.pack(mlp())
+    x = torch.randn(4, 32)
+    torch.compiler.reset()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        assert torch.equal(torch.compile(packed, backend="eager", fullgraph=True)(x), packed(x))
+        exported = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        longer = torch.randn(9, 32)
+        assert torch.equal(exported.module()(longer), packed(longer))
+
+
+def test_the_operator_is_registered_as_torch_wants_it() -> None:
+    layer = nmstep.pack(masked(nn.Linear(16, 24), "2:4"))
+    assert isinstance(layer, PackedLinear)
+    arguments = (torch.randn(3, 16), layer.values, layer.indices, layer.bias.detach(), 24, 2, 4)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.nmstep.packed_linear.default, arguments, test_utils=checks)
