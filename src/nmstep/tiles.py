@@ -7,7 +7,8 @@ sixteen rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from nmstep.patterns import NMPattern
 
-__all__ = ["LANES", "Tiling", "misplaced", "pack_rows", "unpack_rows"]
+__all__ = ["LANES", "Tiling", "as_rows", "from_rows", "has_rows", "misplaced", "pack_rows", "unpack_rows"]
 
 #: Rows of a tile.
 LANES = 16
@@ -41,6 +42,12 @@ class Tiling:
     rows: int
     columns: int
     pattern: NMPattern
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dim: int, pattern: NMPattern) -> Tiling:
+        """Returns how the rows of a weight that :func:`has_rows` are stored."""
+        rows = shape[1 if dim == 0 else 0]
+        return cls(rows, math.prod(shape) // rows if rows else 0, pattern)
 
     @property
     def tiles(self) -> int:
@@ -76,6 +83,37 @@ class Tiling:
     def indices_shape(self) -> tuple[int, int, int]:
         """Tiles × words of a row × rows of a tile."""
         return (self.tiles, -(-self.kept // self.fields), LANES)
+
+
+def has_rows(shape: Sequence[int], dim: int, pattern: NMPattern) -> bool:
+    """Whether a weight whose groups run along ``dim`` has a row for each output, and each group in one piece.
+
+    So have (out, in), (in, out) and the (out, in, …) of a convolution, if only the last group of a row is short.
+    """
+    if len(shape) == 2:
+        return dim in (0, 1)
+    return len(shape) > 2 and dim == 1 and (shape[1] % pattern.m == 0 or math.prod(shape[2:]) == 1)
+
+
+def as_rows(weight: Tensor, dim: int) -> Tensor:
+    """Returns a weight as (outputs, inputs); those of a convolution are ordered by their place, then by channel.
+
+    Args:
+        weight: one that :func:`has_rows`.
+        dim: the dimension that its groups run along.
+
+    Example:
+        >>> as_rows(torch.zeros(8, 4), 0).shape, as_rows(torch.zeros(8, 4, 3, 3), 1).shape
+        (torch.Size([4, 8]), torch.Size([8, 36]))
+    """
+    return weight.movedim(dim, -1).flatten(1)
+
+
+def from_rows(rows: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """Returns the weight of this shape that :func:`as_rows` turned into rows."""
+    shape = list(shape)
+    moved = [*shape[:dim], *shape[dim + 1 :], shape[dim]]
+    return rows.view(moved).movedim(-1, dim).contiguous()
 
 
 @torch.no_grad()
@@ -166,7 +204,7 @@ def _parts(tiling: Tiling) -> Iterator[tuple[int, int]]:
 
 def _in_tiles(rows: Tensor) -> Tensor:
     """Returns (rows, groups, n) as (tiles, groups · n, sixteen rows)."""
-    return rows.flatten(1).unflatten(0, (-1, LANES)).transpose(1, 2)
+    return rows.reshape(len(rows) // LANES, LANES, rows[0].numel()).transpose(1, 2)
 
 
 def _in_rows(tiles: Tensor) -> Tensor:
@@ -179,8 +217,7 @@ def _words(places: Tensor, tiling: Tiling) -> Tensor:
     padded = nn.functional.pad(places, (0, 0, 0, -places.shape[1] % tiling.fields))
     fields = padded.unflatten(1, (-1, tiling.fields))
     shifts = torch.arange(tiling.fields, device=places.device) * tiling.bits
-    words: Tensor = (fields << shifts[:, None]).sum(2).to(torch.int32)
-    return words
+    return torch.bitwise_left_shift(fields, shifts[:, None]).sum(2).to(torch.int32)
 
 
 def _places(words: Tensor, tiling: Tiling) -> Tensor:

@@ -58,10 +58,7 @@ def test_outputs_are_those_of_the_dense_model(pattern: str, shape: tuple[int, ..
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     model = mlp().to(dtype)
-    if dtype == torch.float64:
-        packed = nmstep.pack(model)
-    else:
-        packed = nmstep.pack(model, dtype=dtype)
+    packed = nmstep.pack(model)
     x = torch.randn(9, 32, dtype=dtype)
     with torch.no_grad():
         dense, found = model(x), packed(x)
@@ -199,14 +196,77 @@ def test_a_dense_model_is_refused() -> None:
 
 
 def test_sparse_layers_of_other_kinds_stay_dense_with_a_warning() -> None:
-    model = nn.Sequential(nn.Conv1d(16, 8, 1), nn.Flatten(), masked(nn.Linear(32, 8), "2:4"))
+    model = nn.Sequential(nn.ConvTranspose1d(16, 8, 1), nn.Flatten(), masked(nn.Linear(32, 8), "2:4"))
     with torch.no_grad():
-        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
+        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4", dim=0))
     with pytest.warns(UserWarning, match=r"1 sparse parameter\(s\) stay dense.*'0.weight'"):
         packed = nmstep.pack(model, "2:4")
     with torch.no_grad():
         x = torch.randn(3, 16, 4)
         assert close(packed(x), model(x))
+
+
+CONVOLUTIONS: list[tuple[type[nn.Conv1d | nn.Conv2d], dict[str, object], tuple[int, ...]]] = [
+    (nn.Conv2d, {"kernel_size": 3}, (2, 16, 7, 9)),
+    (nn.Conv2d, {"kernel_size": 3, "padding": 1, "stride": 2}, (2, 16, 7, 9)),
+    (nn.Conv2d, {"kernel_size": (3, 1), "padding": (1, 0), "dilation": (2, 1)}, (1, 16, 9, 5)),
+    (nn.Conv2d, {"kernel_size": 4, "padding": "same", "bias": False}, (2, 16, 8, 8)),
+    (nn.Conv2d, {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}, (2, 16, 8, 8)),
+    (nn.Conv2d, {"kernel_size": 1}, (2, 16, 3, 3)),
+    (nn.Conv2d, {"kernel_size": 3}, (16, 7, 7)),
+    (nn.Conv1d, {"kernel_size": 5, "padding": 2, "stride": 3}, (2, 16, 20)),
+    (nn.Conv1d, {"kernel_size": 1}, (16, 20)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("pattern", ["2:4", "1:16"])
+@pytest.mark.parametrize(("kind", "settings", "shape"), CONVOLUTIONS)
+def test_convolutions(
+    kind: type[nn.Conv2d], settings: dict[str, object], shape: tuple[int, ...], pattern: str
+) -> None:
+    conv = kind(16, 24, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        conv.weight.mul_(nmstep.nm_mask(conv.weight, pattern))
+        packed = nmstep.pack(conv, pattern)
+        for x in (torch.randn(shape), torch.randn(*shape[:-1], shape[-1] + 3)):
+            assert packed(x).shape == conv(x).shape
+            assert close(packed(x), conv(x))
+    assert torch.equal(nmstep.unpack(packed).weight, conv.weight)  # type: ignore[arg-type]
+
+
+def test_inputs_of_any_layout() -> None:
+    conv = nn.Conv2d(16, 8, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(nmstep.nm_mask(conv.weight, "1:4"))
+        packed, x = nmstep.pack(conv), torch.randn(2, 16, 6, 6)
+        assert close(packed(x.to(memory_format=torch.channels_last)), conv(x))
+        assert close(packed(x.mT), conv(x.mT))
+        linear = nmstep.pack(masked(nn.Linear(16, 8), "1:4"))
+        y = torch.randn(5, 16)
+        assert close(linear(y.T.contiguous().T), linear(y))
+        assert close(linear(y[::2]), linear(y)[::2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [((2, 15, 6, 6), "16 channels got shape"), ((16, 6), "16 channels"), ((2, 16, 2, 6), "does not fit")],
+)
+def test_inputs_that_a_convolution_does_not_take(shape: tuple[int, ...], match: str) -> None:
+    conv = nn.Conv2d(16, 8, 3)
+    with torch.no_grad():
+        conv.weight.mul_(nmstep.nm_mask(conv.weight, "1:4"))
+    with pytest.raises(ValueError, match=match):
+        nmstep.pack(conv)(torch.randn(shape))
+
+
+def test_convolutions_that_are_not_packed() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 16, 3))
+    with torch.no_grad():
+        for conv in model:
+            conv.weight.mul_(nmstep.nm_mask(conv.weight, "2:4"))
+    with pytest.warns(UserWarning, match=r"'0\.weight'"):
+        assert list(packed_layers(nmstep.pack(model))) == ["1"]
 
 
 def test_torch_attention_keeps_its_weights() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from nmstep.deploy.layers import PackedLinear
 from nmstep.patterns import NMPattern
-from nmstep.tiles import Tiling
+from nmstep.tiles import Tiling, has_rows
 from nmstep.verify.stored import Stored
 
 __all__ = ["StoredLayer", "describe", "described"]
@@ -23,50 +22,47 @@ class StoredLayer:
 
     Args:
         pattern: N kept of M.
-        in_features: inputs.
-        out_features: outputs.
+        shape: of the dense weight.
+        dim: its dimension that groups run along.
     """
 
     pattern: NMPattern
-    in_features: int
-    out_features: int
+    shape: tuple[int, ...]
+    dim: int
 
     @property
     def tiling(self) -> Tiling:
         """How the layer's weight is stored."""
-        return Tiling(self.out_features, self.in_features, self.pattern)
-
-    @classmethod
-    def of(cls, layer: PackedLinear) -> StoredLayer:
-        """Returns the description of a layer."""
-        return cls(layer.pattern, layer.in_features, layer.out_features)
+        return Tiling.of(self.shape, self.dim, self.pattern)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StoredLayer:
         """Returns what :meth:`to_dict` described.
 
         Raises:
-            ValueError: a size or the pattern is none.
+            ValueError: the shape is none that can be packed along that dimension, or the pattern is none.
             KeyError: one of them is missing.
         """
-        sizes = [values["in_features"], values["out_features"]]
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"sizes {sizes} are not positive integers")
-        return cls(NMPattern.parse(values["pattern"]), *sizes)
+        shape, dim, pattern = tuple(values["shape"]), values["dim"], NMPattern.parse(values["pattern"])
+        if not all(type(size) is int and size > 0 for size in shape) or type(dim) is not int:
+            raise ValueError(f"shape {shape} and dimension {dim!r} are no positive sizes and a dimension")
+        if not has_rows(shape, dim, pattern):
+            raise ValueError(f"a weight of shape {shape} has no {pattern} rows along dimension {dim}")
+        return cls(pattern, shape, dim)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values."""
-        return asdict(self) | {"pattern": str(self.pattern)}
+        return {"pattern": str(self.pattern), "shape": list(self.shape), "dim": self.dim}
 
 
-def describe(layers: Mapping[str, PackedLinear], aliases: Mapping[str, str]) -> dict[str, str]:
+def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> dict[str, str]:
     """Returns a file's metadata: one key, since safetensors does not keep the order of several.
 
     Args:
         layers: the packed layers, by name.
         aliases: the first name of a tensor for each of its others, which are not in the file.
     """
-    named = {name: StoredLayer.of(layer).to_dict() for name, layer in layers.items()}
+    named = {name: layer.to_dict() for name, layer in layers.items()}
     return {KEY: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
 
 

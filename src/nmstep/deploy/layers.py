@@ -2,123 +2,186 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nmstep.kernels.packed import packed_linear
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
-from nmstep.tiles import Tiling, pack_rows, unpack_rows
+from nmstep.tiles import Tiling, as_rows, from_rows, has_rows, pack_rows, unpack_rows
 
-__all__ = ["PackedLinear", "is_packable"]
+__all__ = ["PackedConv", "PackedLayer", "PackedLinear", "packed_type"]
 
 
-def is_packable(module: nn.Module) -> bool:
-    """Whether there is a packed layer for a module: a Linear, or a transformers Conv1D, and no subclass of its own.
+def packed_type(module: nn.Module, pattern: NMPattern) -> type[PackedLayer] | None:
+    """Returns the packed layer for a dense one, or None where there is none.
 
-    A subclass may read its weight elsewhere, as the output projection of torch's attention does.
+    There is one for Linear, transformers' Conv1D, and Conv1d and Conv2d of one group, but for no class derived from
+    them: it may read its weight elsewhere, as the output projection of torch's attention does.
     """
-    if type(module) is nn.Linear:
-        return True
-    return type(module).__name__ == "Conv1D" and reduction_dim(module, "weight") == 0
+    dim = reduction_dim(module, "weight")
+    if dim is None or not has_rows(module.get_parameter("weight").shape, dim, pattern):
+        return None
+    if type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and dim == 0):
+        return PackedLinear
+    return PackedConv if type(module) in (nn.Conv1d, nn.Conv2d) and module.groups == 1 else None
 
 
-def _is_transposed(dense_type: type[nn.Module]) -> bool:
-    return dense_type is not nn.Linear
-
-
-class PackedLinear(nn.Module):
-    """A Linear, or a transformers Conv1D, whose weight is N:M and held packed: ``y = x @ weightᵀ + bias``.
-
-    Takes inputs of shape (…, in_features) of the dtype that its dense layer took, and runs them without gradients;
-    a backward pass raises. :attr:`weight` unpacks.
+class PackedLayer(nn.Module):
+    """A layer whose weight is N:M and held packed. It takes what the dense layer takes, and runs without gradients.
 
     Args:
-        in_features: inputs.
-        out_features: outputs.
-        pattern: N kept of every M inputs.
+        like: the dense layer, whose settings are copied; its bias is shared, its weight is not kept.
+        pattern: N kept of M.
         values: kept weights, as :func:`nmstep.tiles.pack_rows` returns them.
         indices: their places, likewise.
-        bias: shape (out_features,), or None.
-        dense_type: of the dense layer: Linear, or transformers' Conv1D, whose weight has the shape (in, out).
     """
 
     values: Tensor
     indices: Tensor
     bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        pattern: NMPattern,
-        values: Tensor,
-        indices: Tensor,
-        bias: nn.Parameter | None,
-        *,
-        dense_type: type[nn.Module] = nn.Linear,
-    ) -> None:
+    def __init__(self, like: nn.Module, pattern: NMPattern, values: Tensor, indices: Tensor) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
         self.pattern = pattern
-        self.dense_type = dense_type
         self.register_buffer("values", values)
         self.register_buffer("indices", indices)
+        bias = getattr(like, "bias", None)
         self.register_parameter("bias", bias)
+        memo: dict[int, object] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+            for p in like.parameters()
+        }
+        self._like = [copy.deepcopy(like, memo)]  # in a list, so that it is no submodule
+        self.train(like.training)
 
     @classmethod
-    def of(cls, module: nn.Module, pattern: NMPattern, *, dtype: torch.dtype | None = None) -> PackedLinear:
-        """Returns the packed layer of a dense one, with whose bias it shares memory.
+    def of(cls, module: nn.Module, pattern: NMPattern, *, dtype: torch.dtype | None = None) -> PackedLayer:
+        """Returns the packed layer of a dense one.
 
         Args:
-            module: one that :func:`is_packable` accepts.
+            module: one that :func:`packed_type` has this class for.
             pattern: of its weight.
             dtype: to hold values in; the weight's own by default.
 
         Raises:
             ValueError: the weight is not N:M.
         """
-        weight = module.get_parameter("weight").detach()
-        rows, columns = weight.T.shape if _is_transposed(type(module)) else weight.shape
-        values, indices = pack_rows(
-            weight.T if _is_transposed(type(module)) else weight, pattern, dtype=dtype
-        )
-        bias = getattr(module, "bias", None)
-        return cls(columns, rows, pattern, values, indices, bias, dense_type=type(module))
+        dim = reduction_dim(module, "weight")
+        assert dim is not None
+        rows = as_rows(module.get_parameter("weight").detach(), dim)
+        return cls(module, pattern, *pack_rows(rows, pattern, dtype=dtype))
+
+    @property
+    def like(self) -> nn.Module:
+        """The dense layer without its values, on the meta device."""
+        return self._like[0]
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the dense weight that groups run along."""
+        dim = reduction_dim(self.like, "weight")
+        assert dim is not None
+        return dim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dense weight's shape."""
+        return tuple(self.like.get_parameter("weight").shape)
 
     @property
     def tiling(self) -> Tiling:
         """How the weight is stored."""
-        return Tiling(self.out_features, self.in_features, self.pattern)
+        return Tiling.of(self.shape, self.dim, self.pattern)
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, unpacked anew each time, in the dense layer's shape."""
-        weight = unpack_rows(self.values, self.indices, self.tiling)
-        return weight.T.contiguous() if _is_transposed(self.dense_type) else weight
+        """The dense weight, unpacked anew each time."""
+        return from_rows(unpack_rows(self.values, self.indices, self.tiling), self.shape, self.dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns ``x @ weightᵀ + bias``."""
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"a packed layer of {self.in_features} inputs got shape {tuple(x.shape)}, whose last dimension is "
-                f"not {self.in_features}"
-            )
-        return packed_linear(x, self.values, self.indices, self.bias, self.out_features, self.pattern)
+    def product(self, x: Tensor) -> Tensor:
+        """Returns ``x @ rowsᵀ + bias`` for inputs of shape (…, columns)."""
+        return packed_linear(x, self.values, self.indices, self.bias, self.tiling.rows, self.pattern)
 
     def dense(self) -> nn.Module:
         """Returns the dense layer, with whose bias this one shares memory."""
-        with torch.device("meta"):
-            sizes = (self.in_features, self.out_features)
-            module = self.dense_type(*(sizes[::-1] if _is_transposed(self.dense_type) else sizes))
+        module = copy.deepcopy(self.like)
         module.register_parameter("weight", nn.Parameter(self.weight))
         module.register_parameter("bias", self.bias)
         return module.train(self.training)
 
     def extra_repr(self) -> str:
-        """Returns the layer's sizes and pattern."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"pattern={self.pattern}, dtype={self.values.dtype}"
+        """Returns the dense layer's settings, the pattern and what values are held in."""
+        own = self.like.extra_repr() or f"nf={self.tiling.rows}, nx={self.tiling.columns}"
+        return f"{own}, pattern={self.pattern}, dtype={self.values.dtype}"
+
+
+class PackedLinear(PackedLayer):
+    """A Linear, or a transformers Conv1D, whose weight is packed: ``y = x @ weightᵀ + bias``, x of (…, inputs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the product.
+
+        Raises:
+            ValueError: the last dimension of ``x`` is not the layer's number of inputs.
+        """
+        inputs = self.tiling.columns
+        if x.shape[-1:] != (inputs,):
+            raise ValueError(
+                f"a packed layer of {inputs} inputs got shape {tuple(x.shape)}, whose last dimension is not "
+                f"{inputs}"
+            )
+        return self.product(x)
+
+
+class PackedConv(PackedLayer):
+    """A Conv1d or Conv2d of one group whose weight is packed; x of shape (batch, channels, …) or (channels, …).
+
+    The windows of the input are laid out as rows for the packed product. Outputs of a Conv2d are channels_last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the convolution.
+
+        Raises:
+            ValueError: ``x`` has another number of dimensions or channels than the layer takes.
+        """
+        like = self.like
+        assert isinstance(like, (nn.Conv1d, nn.Conv2d))
+        space = len(like.kernel_size)
+        if x.dim() not in (space + 1, space + 2) or x.shape[-space - 1] != like.in_channels:
+            raise ValueError(
+                f"a packed convolution of {like.in_channels} channels got shape {tuple(x.shape)}, expected "
+                f"(batch, {like.in_channels}{', …' * space})"
+            )
+        batch = x if x.dim() == space + 2 else x[None]
+        y = self.product(_windows(batch, like)).movedim(-1, 1)
+        return y if x.dim() == space + 2 else y[0]
+
+
+def _windows(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """Returns the inputs of each output, shape (batch, …, inputs), ordered by place and then by channel."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    if any(conv._reversed_padding_repeated_twice):
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    x = x.movedim(1, -1).contiguous()
+    space = len(conv.kernel_size)
+    reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    out = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, conv.stride, strict=True)]
+    if min(out) < 1:
+        raise ValueError(
+            f"a window of {tuple(reach)} does not fit into an input of {tuple(x.shape[1:-1])}, padding included"
         )
+    steps = x.stride()[1:-1]
+    strides = [
+        x.stride(0),
+        *(step * s for step, s in zip(steps, conv.stride, strict=True)),
+        *(step * d for step, d in zip(steps, conv.dilation, strict=True)),
+        1,
+    ]
+    windows = x.as_strided([len(x), *out, *conv.kernel_size, x.shape[-1]], strides)
+    return windows.reshape(len(x), *out, math.prod(windows.shape[1 + space :]))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.layers import PackedLinear, is_packable
+from nmstep.deploy.layers import PackedLayer, packed_type
 from nmstep.layout import group_views
 from nmstep.patterns import NMPattern
 from nmstep.plan import plan as make_plan
@@ -37,7 +37,8 @@ def pack(
 
     Which layers are packed is taken from ``plan``, or from the default plan for ``pattern``; with neither, every
     layer whose zeros make it N:M for an M of 2, 4, … 64 is packed with its sparsest pattern. Packed are Linear
-    layers and transformers' Conv1D; what else is sparse stays dense, with a warning.
+    layers, transformers' Conv1D, and Conv1d and Conv2d of one group; what else is sparse stays dense, with a
+    warning.
 
     Args:
         model: any module.
@@ -77,9 +78,13 @@ def pack(
     assert plan is not None
     verify(model, plan=plan).raise_if_failed()
     patterns = _patterns(model, plan)
-    return replaced(
-        model, patterns, lambda name, module: PackedLinear.of(module, patterns[name], dtype=dtype)
-    )
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        kind = packed_type(module, patterns[name])
+        assert kind is not None
+        return kind.of(module, patterns[name], dtype=dtype)
+
+    return replaced(model, patterns, make)
 
 
 @torch.no_grad()
@@ -98,11 +103,9 @@ def unpack(model: nn.Module) -> nn.Module:
     return replaced(unwrap(model), layers, lambda name, _: layers[name].dense())
 
 
-def packed_layers(model: nn.Module) -> dict[str, PackedLinear]:
+def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
     """Returns the packed layers of a model, by name."""
-    return {
-        name: module for name, module in unwrap(model).named_modules() if isinstance(module, PackedLinear)
-    }
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, PackedLayer)}
 
 
 def replaced(
@@ -131,20 +134,23 @@ def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
     for entry in plan.sparse:
         assert entry.pattern is not None
         owners = [name.rpartition(".") for name in (entry.name, *entry.aliases)]
-        packable = all(part == "weight" and is_packable(modules[owner]) for owner, _, part in owners)
-        if packable and not entry.pattern.is_dense and entry.pattern.m <= _GROUPS[-1]:
+        if entry.pattern.is_dense:
+            continue
+        if entry.pattern.m <= _GROUPS[-1] and all(
+            part == "weight" and packed_type(modules[owner], entry.pattern) for owner, _, part in owners
+        ):
             patterns |= {owner: entry.pattern for owner, _, _ in owners}
-        elif not entry.pattern.is_dense:
+        else:
             dense.append(entry.name)
     if not patterns:
         raise ValueError(
-            f"nothing to pack in this {type(model).__name__}: no Linear or Conv1D layer is planned to be sparse"
+            f"nothing to pack in this {type(model).__name__}: no layer of a kind that is packed is sparse"
         )
     if dense:
         more = f" and {len(dense) - 5} more" if len(dense) > 5 else ""
         warnings.warn(
-            f"{len(dense)} sparse parameter(s) stay dense, since only Linear and transformers' Conv1D layers are "
-            f"packed, with M up to {_GROUPS[-1]}: {', '.join(map(repr, dense[:5]))}{more}",
+            f"{len(dense)} sparse parameter(s) stay dense: {', '.join(map(repr, dense[:5]))}{more}. Packed are "
+            f"Linear, transformers' Conv1D, and Conv1d and Conv2d of one group, with M up to {_GROUPS[-1]}",
             stacklevel=3,
         )
     return patterns

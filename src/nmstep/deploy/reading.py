@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, described
-from nmstep.deploy.layers import PackedLinear, is_packable
+from nmstep.deploy.layers import PackedLayer, packed_type
 from nmstep.deploy.packing import replaced
+from nmstep.layout import reduction_dim
 from nmstep.names import nearest
 from nmstep.sparsity_plan import unwrap
-from nmstep.tiles import misplaced
+from nmstep.tiles import from_rows, misplaced, unpack_rows
 from nmstep.verify.files import open_path
 from nmstep.verify.stored import Stored
 
 __all__ = ["load_packed"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PARTS = ("values", "indices")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @torch.no_grad()
@@ -48,61 +50,73 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     model = unwrap(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
+    kinds: dict[str, type[PackedLayer]] = {}
     for name, layer in layers.items():
-        _check_module(stored, name, layer, modules)
-        tensors |= _read_layer(stored, name, layer)
-    tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in tensors}
-    tensors |= {alias: _lookup(stored, tensors, name) for alias, name in aliases.items()}
+        module = _module_for(stored, name, layer, modules)
+        kind, parts = packed_type(module, layer.pattern), _read_layer(stored, name, layer, aliases)
+        if kind is not None:
+            kinds[name] = kind
+            tensors |= {f"{name}.values": parts[0], f"{name}.indices": parts[1]}
+        else:  # the model reads this weight itself
+            tensors[f"{name}.weight"] = from_rows(unpack_rows(*parts, layer.tiling), layer.shape, layer.dim)
+    packed_names = {f"{name}.{part}" for name in layers for part in _PARTS}
+    tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
+    tensors |= {
+        alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
+    }
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        layer, parts = layers[name], (tensors[f"{name}.values"], tensors[f"{name}.indices"])
-        sizes = (layer.in_features, layer.out_features, layer.pattern)
-        bias = getattr(module, "bias", None)
-        return PackedLinear(*sizes, *parts, bias, dense_type=type(module)).train(module.training)
+        return kinds[name](module, layers[name].pattern, *(tensors[f"{name}.{part}"] for part in _PARTS))
 
-    packed = replaced(model, layers, make)
+    packed = replaced(model, kinds, make)
     _load(stored, packed, tensors)
     return packed
 
 
-def _check_module(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> None:
+def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """Returns the model's module for a packed layer, whose weight must be of its shape."""
     module = modules.get(name)
-    if module is None or not is_packable(module):
-        what = "no such layer" if module is None else f"a {type(module).__name__} there, which is not packed"
+    weight = getattr(module, "weight", None)
+    if module is None or not isinstance(weight, Tensor):
+        what = "no such layer" if module is None else f"a {type(module).__name__} without a weight there"
         raise ValueError(
             f"{stored.label} has a packed layer {name!r}, and the model has {what}{nearest(name, modules)}"
         )
-    expected = [layer.out_features, layer.in_features]
-    found = list(module.get_parameter("weight").shape)
-    if (found if isinstance(module, nn.Linear) else found[::-1]) != expected:
+    if tuple(weight.shape) != layer.shape or reduction_dim(module, "weight") != layer.dim:
         raise ValueError(
-            f"{stored.label} packs {name!r} with {layer.in_features} inputs and {layer.out_features} outputs, "
-            f"but the model's weight there has shape {tuple(found)}"
+            f"{stored.label} packs {name!r} with a weight of shape {layer.shape} along dimension {layer.dim}, but "
+            f"the model has a {type(module).__name__} there with a weight of shape {tuple(weight.shape)}"
         )
+    return module
 
 
-def _read_layer(stored: Stored, name: str, layer: StoredLayer) -> dict[str, Tensor]:
-    """Returns values and indices of a layer by name, checked so that no kernel can read beside an input."""
-    shapes = {"values": layer.tiling.values_shape, "indices": layer.tiling.indices_shape}
-    read = {}
-    for part, shape in shapes.items():
-        tensor = stored.tensors.get(f"{name}.{part}")
+def _read_layer(
+    stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]
+) -> tuple[Tensor, Tensor]:
+    """Returns values and indices of a layer, checked so that no kernel can read beside an input."""
+    shapes = (layer.tiling.values_shape, layer.tiling.indices_shape)
+    read = []
+    for part, shape in zip(_PARTS, shapes, strict=True):
+        full = f"{name}.{part}"
+        tensor = stored.tensors.get(aliases.get(full, full))
         if tensor is None or tensor.shape != shape:
             found = "is missing" if tensor is None else f"has shape {tensor.shape}"
             raise ValueError(
-                f"{stored.label}: {name + '.' + part!r} {found}, expected shape {shape} for {layer.pattern}"
+                f"{stored.label}: {full!r} {found}, expected shape {shape} for {layer.pattern} of {layer.shape}"
             )
-        read[part] = tensor.read()
-    dtypes = read["values"].dtype, read["indices"].dtype
-    if dtypes[0] not in _DTYPES or dtypes[1] != torch.int32:
-        raise ValueError(f"{stored.label}: values and indices of {name!r} are {dtypes[0]} and {dtypes[1]}")
-    wrong = misplaced(read["indices"], layer.tiling)
+        read.append(tensor.read())
+    values, indices = read
+    if values.dtype not in _DTYPES or indices.dtype != torch.int32:
+        raise ValueError(
+            f"{stored.label}: values and indices of {name!r} are {values.dtype} and {indices.dtype}"
+        )
+    wrong = misplaced(indices, layer.tiling)
     if wrong is not None:
         raise ValueError(
             f"{stored.label} is damaged: in {name!r}, row {wrong[0]}, group {wrong[1]}, the places of the kept "
             f"weights are not {layer.pattern.n} ascending ones below {layer.pattern.m}"
         )
-    return {f"{name}.{part}": tensor for part, tensor in read.items()}
+    return values, indices
 
 
 def _lookup(stored: Stored, tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import describe
+from nmstep.deploy.description import StoredLayer, describe
 from nmstep.deploy.packing import packed_layers
 from nmstep.packages import require
 from nmstep.sparsity_plan import unwrap
@@ -49,8 +49,9 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
     names = [path.name]
     if shard_bytes is not None:
         names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}{path.suffix}" for i in range(1, len(shards) + 1)]
+    described = {name: StoredLayer(layer.pattern, layer.shape, layer.dim) for name, layer in layers.items()}
     for name, shard in zip(names, shards, strict=True):
-        _replace_file(path.with_name(name), partial(save, shard, metadata=describe(layers, aliases)))
+        _replace_file(path.with_name(name), partial(save, shard, metadata=describe(described, aliases)))
     if shard_bytes is not None:
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"
