@@ -18,7 +18,7 @@ from nmstep.cli.console import errors, output, say
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
-from nmstep.cli.tables import plan_table, result_line, summary, verify_table
+from nmstep.cli.tables import packed_table, plan_table, result_line, summary, verify_table
 from nmstep.cli.tune_actions import tune_recipe
 from nmstep.experiments import (
     CompareConfig,
@@ -53,6 +53,8 @@ def act(command: commands.Command) -> int:
             return _plan(command)
         case commands.Verify():
             return _verify(command)
+        case commands.Pack():
+            return _pack(command)
         case commands.Report():
             return _report(command.folder, command.out)
         case commands.Demo():
@@ -128,6 +130,17 @@ def _verify(command: commands.Verify) -> int:
         for tensor in report.failed:
             say(f"{tensor.name}: {tensor.failure}")
     return 0 if report.ok else 1
+
+
+def _pack(command: commands.Pack) -> int:
+    from nmstep.deploy import pack_file
+
+    folder = command.path if command.path.is_dir() else command.path.parent
+    dtype = None if command.dtype is None else getattr(torch, command.dtype)
+    packed = pack_file(command.path, command.out or folder / "packed.safetensors", dtype=dtype)
+    output.print(packed_table(packed))
+    say(f"Packed: {packed.path}")
+    return 0
 
 
 def _report(folder: Path, out: Path | None) -> int:

@@ -10,7 +10,19 @@ import tyro
 
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = ["Command", "Compare", "Demo", "Doctor", "Plan", "Report", "Reproduce", "Train", "Tune", "Verify"]
+__all__ = [
+    "Command",
+    "Compare",
+    "Demo",
+    "Doctor",
+    "Pack",
+    "Plan",
+    "Report",
+    "Reproduce",
+    "Train",
+    "Tune",
+    "Verify",
+]
 
 
 _STEPS = """optimizer steps at the task's own batch size; another one gets as many as see equally many
@@ -148,6 +160,21 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Write a checkpoint with its N:M weights packed: what is kept, and where it stands.
+
+    Args:
+        path: run folder, or another checkpoint that says which of its weights are sparse.
+        out: safetensors file to write; none for packed.safetensors beside the checkpoint.
+        dtype: what kept weights are held in; none for their own.
+    """
+
+    path: tyro.conf.Positional[Path]
+    out: Path | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write an HTML page and plots about the runs in a folder, and print their table.
 
@@ -220,4 +247,4 @@ class Doctor:
     """Say which kernels do the work here, and why, and what else there is."""
 
 
-Command = Train | Compare | Tune | Reproduce | Plan | Verify | Report | Demo | Doctor
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Report | Demo | Doctor

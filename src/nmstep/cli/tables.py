@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from nmstep.deploy import PackedFile
 from nmstep.plan import SparsityPlan
 from nmstep.switching.reasons import reason_text
 from nmstep.verify import VerifyReport
 
-__all__ = ["plan_table", "result_line", "summary", "verify_table"]
+__all__ = ["packed_size", "packed_table", "plan_table", "result_line", "summary", "verify_table"]
 
 
 def plan_table(plan: SparsityPlan) -> Table:
@@ -74,6 +76,28 @@ def verify_table(report: VerifyReport) -> Table:
             style="red" if tensor.failed else "dim" if dense else None,
         )
     return table
+
+
+def packed_table(packed: PackedFile) -> Table:
+    """Returns what was packed, and how large the file is beside a dense one."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        caption=f"{packed_size(packed)}; {len(packed.layers)} weights packed, {len(packed.left)} sparse ones left "
+        f"dense",
+        caption_justify="left",
+    )
+    table.add_column("layer", overflow="fold")
+    for header in ("shape", "pattern"):
+        table.add_column(header)
+    for name, layer in packed.layers.items():
+        table.add_row(escape(name), "x".join(map(str, layer.shape)), str(layer.pattern))
+    return table
+
+
+def packed_size(packed: PackedFile) -> str:
+    """Returns how large a packed file is beside a dense one."""
+    share = packed.packed / max(1, packed.dense)
+    return f"{decimal(packed.packed)} instead of {decimal(packed.dense)} ({share:.1%})"
 
 
 def result_line(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from nmstep.deploy.packing import packed_layers
 from nmstep.packages import require
 from nmstep.sparsity_plan import unwrap
 
-__all__ = ["save_packed"]
+__all__ = ["save_packed", "write_tensors"]
 
 
 @torch.no_grad()
@@ -36,26 +36,35 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
         ValueError: no layer is packed, the path has another ending, or a state is no tensor.
         ImportError: safetensors is not installed.
     """
-    path, save = Path(path), require("safetensors.torch", "packed files", extra="cli").save_file
     layers = packed_layers(model)
     if not layers:
         raise ValueError(
             f"this {type(model).__name__} has no packed layer: save_packed(nmstep.pack(model), path)"
         )
+    tensors, aliases = _without_aliases(unwrap(model).state_dict())
+    described = {name: StoredLayer(layer.pattern, layer.shape, layer.dim) for name, layer in layers.items()}
+    write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str], *, shard_bytes: int | None = None
+) -> int:
+    """Writes tensors with metadata and returns how many bytes the files have; as :func:`save_packed` otherwise."""
+    save = require("safetensors.torch", "packed files", extra="cli").save_file
     if path.suffix != ".safetensors":
         raise ValueError(f"a packed model is written to a .safetensors file, not to {str(path)!r}")
-    tensors, aliases = _without_aliases(unwrap(model).state_dict())
     shards = _shards(tensors, shard_bytes)
-    names = [path.name]
+    files = [path]
     if shard_bytes is not None:
-        names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}{path.suffix}" for i in range(1, len(shards) + 1)]
-    described = {name: StoredLayer(layer.pattern, layer.shape, layer.dim) for name, layer in layers.items()}
-    for name, shard in zip(names, shards, strict=True):
-        _replace_file(path.with_name(name), partial(save, shard, metadata=describe(described, aliases)))
+        count = len(shards)
+        files = [path.with_stem(f"{path.stem}-{i:05d}-of-{count:05d}") for i in range(1, count + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        _replace_file(file, partial(save, shard, metadata=metadata))
     if shard_bytes is not None:
-        places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
         text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"
         _replace_file(path.with_name(f"{path.name}.index.json"), partial(Path.write_text, data=text))
+    return sum(file.stat().st_size for file in files)
 
 
 def _without_aliases(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -92,7 +101,10 @@ def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, 
 def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask gives, which safetensors does not
         write(part)
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

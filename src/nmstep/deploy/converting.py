@@ -1,0 +1,100 @@
+"""From an N:M checkpoint to a packed file and back, tensor by tensor and without a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nmstep.deploy.description import StoredLayer, describe
+from nmstep.deploy.writing import write_tensors
+from nmstep.sparsity_plan import PlanEntry, SparsityPlan
+from nmstep.tiles import as_rows, has_rows, pack_rows
+from nmstep.verify import verify
+from nmstep.verify.files import open_path
+
+__all__ = ["PackedFile", "pack_file"]
+
+_KINDS = ("Linear", "Conv1D", "Conv1d", "Conv2d")
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """What was written.
+
+    Args:
+        path: of the file.
+        packed: bytes of all that was written.
+        dense: bytes that the same tensors take when no weight is packed, in the same dtypes.
+        layers: what is packed, by name.
+        left: names of sparse weights that stay dense in the file.
+    """
+
+    path: Path
+    packed: int
+    dense: int
+    layers: dict[str, StoredLayer]
+    left: tuple[str, ...]
+
+
+@torch.no_grad()
+def pack_file(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
+) -> PackedFile:
+    """Writes a packed file of an N:M checkpoint that says which of its weights are sparse.
+
+    One tensor is read at a time. :func:`nmstep.load_packed` puts the file into a model.
+
+    Args:
+        source: a file or folder with a plan, as a run folder is; see :func:`nmstep.verify`.
+        path: ends in ``.safetensors``.
+        dtype: to hold kept weights in: float32, bfloat16 or float16; their own by default.
+
+    Raises:
+        NotSparseError: a weight is not N:M; the message names its first group that is not.
+        FileNotFoundError: there is no such source.
+        ValueError: the source has no plan, or cannot be read; or the path has another ending.
+    """
+    stored = open_path(Path(source))
+    if not isinstance(stored.promise, SparsityPlan):
+        raise ValueError(
+            f"{stored.label} does not say which of its weights are sparse along which dimension: load it into its "
+            f"model, and write that with nmstep.save_packed(nmstep.pack(model, pattern), path)"
+        )
+    verify(source).raise_if_failed()
+    plan = {name: entry for entry in stored.promise.sparse for name in (entry.name, *entry.aliases)}
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, StoredLayer] = {}
+    left, dense = [], 0
+    for name, tensor in stored.tensors.items():
+        value, entry = tensor.read(), plan.get(name)
+        dense += value.nbytes
+        if entry is not None and _is_packable(entry):
+            assert entry.pattern is not None
+            assert entry.dim is not None
+            owner = name.removesuffix(".weight")
+            layers[owner] = StoredLayer(entry.pattern, tuple(value.shape), entry.dim)
+            packed = pack_rows(as_rows(value, entry.dim), entry.pattern, dtype=dtype)
+            tensors |= dict(zip((f"{owner}.values", f"{owner}.indices"), packed, strict=True))
+        else:
+            tensors[name] = value
+            left += [] if entry is None else [name]
+    if not layers:
+        raise ValueError(
+            f"nothing to pack in {stored.label}: it has no sparse layer of a kind that is packed"
+        )
+    written = write_tensors(tensors, Path(path), describe(layers, {}))
+    return PackedFile(Path(path), written, dense, layers, tuple(left))
+
+
+def _is_packable(entry: PlanEntry) -> bool:
+    return (
+        entry.kind in _KINDS
+        and entry.name.endswith(".weight")
+        and entry.pattern is not None
+        and not entry.pattern.is_dense
+        and has_rows(entry.shape, entry.dim or 0, entry.pattern)
+    )

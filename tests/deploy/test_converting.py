@@ -1,0 +1,102 @@
+"""A checkpoint becomes a packed file that its model can load."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import nmstep
+from nmstep.deploy import PackedFile, pack_file, packed_layers
+
+
+def model() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(8, 16, 3),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.TransformerEncoderLayer(32, 2, 64),
+        nn.LayerNorm(32),
+    )
+
+
+@pytest.fixture
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    trained = model().eval()
+    plan = nmstep.plan(trained, "2:4")
+    with torch.no_grad():
+        for entry, weight in zip(plan.sparse, plan.resolve(trained).values(), strict=True):
+            weight.mul_(nmstep.nm_mask(weight, "2:4", dim=entry.dim or 0))
+    return trained
+
+
+@pytest.fixture
+def checkpoint(trained: nn.Module, tmp_path: Path) -> Path:
+    plan = json.dumps(nmstep.plan(trained, "2:4").to_dict())
+    save_file(trained.state_dict(), tmp_path / "model.safetensors", {"nm_sparsity": plan})
+    return tmp_path
+
+
+def test_a_checkpoint_is_packed_without_its_model(trained: nn.Module, checkpoint: Path) -> None:
+    packed = pack_file(checkpoint, checkpoint / "packed.safetensors")
+    assert isinstance(packed, PackedFile)
+    assert packed.packed == (checkpoint / "packed.safetensors").stat().st_size < packed.dense
+    assert packed.dense == sum(t.nbytes for t in trained.state_dict().values())
+    assert sorted(packed.layers) == ["0", "2", "3.linear1", "3.linear2"]
+    assert packed.left == ("3.self_attn.in_proj_weight", "3.self_attn.out_proj.weight")
+    loaded = nmstep.load_packed(packed.path, model().eval())
+    assert list(packed_layers(loaded)) == ["0", "2", "3.linear1", "3.linear2"]
+    x = torch.randn(3, 8, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), trained(x), rtol=1e-5, atol=1e-5)
+    unpacked = nmstep.unpack(loaded).state_dict()
+    assert all(torch.equal(unpacked[name], weight) for name, weight in trained.state_dict().items())
+
+
+def test_the_file_can_be_read_by_whom_the_user_lets_read(checkpoint: Path) -> None:
+    pack_file(checkpoint, checkpoint / "packed.safetensors")
+    (checkpoint / "plain").touch()
+    modes = [stat.S_IMODE((checkpoint / name).stat().st_mode) for name in ("packed.safetensors", "plain")]
+    assert modes[0] == modes[1]
+
+
+def test_a_model_that_reads_a_packed_weight_itself_gets_it_dense(
+    trained: nn.Module, checkpoint: Path
+) -> None:
+    pack_file(checkpoint, checkpoint / "packed.safetensors")
+
+    class Own(nn.Linear):
+        pass
+
+    other = model().eval()
+    other[2] = Own(64, 32)  # type: ignore[operator]
+    loaded = nmstep.load_packed(checkpoint / "packed.safetensors", other)
+    assert "2" not in packed_layers(loaded)
+    assert torch.equal(loaded[2].weight, trained[2].weight)  # type: ignore[index]
+
+
+def test_values_in_another_dtype(trained: nn.Module, checkpoint: Path) -> None:
+    packed = pack_file(checkpoint, checkpoint / "packed.safetensors", dtype=torch.bfloat16)
+    loaded = nmstep.load_packed(packed.path, model())
+    assert packed_layers(loaded)["2"].values.dtype == torch.bfloat16
+    assert torch.equal(packed_layers(loaded)["2"].weight, trained[2].weight.bfloat16())  # type: ignore[index]
+
+
+def test_what_has_no_plan_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=r"does not say which.*nmstep\.pack\(model, pattern\)"):
+        pack_file(tmp_path / "plain.safetensors", tmp_path / "packed.safetensors")
+
+
+def test_what_is_not_sparse_is_refused(trained: nn.Module, checkpoint: Path) -> None:
+    plan = json.dumps(nmstep.plan(trained, "1:4").to_dict())
+    save_file(trained.state_dict(), checkpoint / "model.safetensors", {"nm_sparsity": plan})
+    with pytest.raises(nmstep.NotSparseError, match=r"0\.weight"):
+        pack_file(checkpoint, checkpoint / "packed.safetensors")
+    assert not (checkpoint / "packed.safetensors").exists()
