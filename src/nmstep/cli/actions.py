@@ -18,7 +18,7 @@ from nmstep.cli.console import errors, output, say
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
-from nmstep.cli.tables import packed_table, plan_table, result_line, summary, verify_table
+from nmstep.cli.tables import packed_size, packed_table, plan_table, result_line, summary, verify_table
 from nmstep.cli.tune_actions import tune_recipe
 from nmstep.experiments import (
     CompareConfig,
@@ -74,6 +74,8 @@ def _train(command: commands.Train) -> int:
         say(f"Interrupted; go on with: nmstep train --out {where} --resume", console=errors)
         return 130
     say(result_line(result))
+    if config.recipe != "dense":
+        say(_packed(folder))
     say(f"Run folder: {folder}")
     return 0
 
@@ -130,6 +132,14 @@ def _verify(command: commands.Verify) -> int:
         for tensor in report.failed:
             say(f"{tensor.name}: {tensor.failure}")
     return 0 if report.ok else 1
+
+
+def _packed(folder: Path) -> str:
+    """Packs what a run trained, and returns how large it is."""
+    from nmstep.deploy import pack_file
+
+    packed = pack_file(folder, folder / "packed.safetensors")
+    return f"Packed: {packed.path}, {packed_size(packed)}"
 
 
 def _pack(command: commands.Pack) -> int:
@@ -190,5 +200,7 @@ def _demo(command: commands.Demo) -> int:
             verdict = f"is {run_config.pattern}" if report.ok else f"is NOT {run_config.pattern}"
             say(Text(f"{name}/{path.name} {verdict}", style="green" if report.ok else "bold red"))
             status = status if report.ok else 1
+            if report.ok:
+                say(_packed(command.out / name))
     say(f"Report: {write_report(command.out)}")
     return status

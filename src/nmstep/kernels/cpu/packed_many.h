@@ -9,13 +9,18 @@
 namespace nmstep {
 namespace {
 
-constexpr int kBlockVectors = 8;  // of a block's columns: enough sums to hide the latency of one
-constexpr int64_t kBlockColumns = kBlockVectors * kLanes;
+constexpr int64_t kMostVectors = 8;        // of a block's columns: enough sums to hide the latency of one
 constexpr int64_t kMostFew = 24;           // rows that are multiplied one by one
 constexpr int64_t kSliceFloats = 6144;     // of the turned input: leaves room in the first-level cache
 constexpr int64_t kLeastKept = 8;          // of a row for a slice, so that loading its sums costs little
 constexpr int64_t kMostKept = 64;
-constexpr int64_t kSumFloats = 1 << 16;    // of a block: in the second-level cache
+constexpr int64_t kSumFloats = 1 << 15;    // of a block: in the second-level cache
+
+// Of the bits, since adding to zero would change -0 and so cost an addition.
+inline Floats broadcast(float value) { return std::bit_cast<Floats>(Ints{} + std::bit_cast<int32_t>(value)); }
+
+// Where little is kept, a slice of fewer columns has room for more of a row's kept weights.
+int64_t columns_of_block(const PackedLayout &l) { return std::min<int64_t>(kMostVectors * kLanes, 4 * l.n > l.m ? 128 : 64); }
 
 // The vector of places l where l has the bit STEP: those of `b` that lie STEP to the left; else those of `a`.
 template <int STEP, int... L>
@@ -63,10 +68,10 @@ inline void store_some(X *to, Floats value, int64_t count) {
 // Turns a vector's width of rows of x; rows beyond the batch and inputs beyond the last are zero.
 template <class V, class X>
 void turn_rows(const PackedCall<V, X> &c, int64_t vector) {
-    const int64_t row = vector * kLanes, block = row / kBlockColumns, columns = c.plan.columns(block);
+    const int64_t row = vector * kLanes, block = row / c.plan.wide, columns = c.plan.columns(block);
     const int64_t inputs = c.weight.layout.inputs, reach = c.weight.layout.reach();
     const int64_t rows = std::min<int64_t>(kLanes, c.plan.turned - row);
-    float *to = c.scratch + block * kBlockColumns * reach + row % kBlockColumns;
+    float *to = c.scratch + block * c.plan.wide * reach + row % c.plan.wide;
     Floats square[kLanes];
     for (int64_t k = 0; k < reach; k += kLanes) {
         const int64_t count = std::clamp<int64_t>(inputs - k, 0, kLanes);
@@ -89,6 +94,18 @@ inline const float *as_floats(const float *values, int64_t, float *) { return va
 inline const float *as_floats(const bf16 *values, int64_t count, float *own) {
     for (int64_t i = 0; i < count; ++i) own[i] = load(values[i]);
     return own;
+}
+
+// The next tile's part of a slice lies elsewhere, where the processor does not look ahead by itself.
+template <class V>
+void prefetch(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept) {
+    const PackedLayout &l = weight.layout;
+    if (tile >= l.tiles()) return;
+    const V *values = weight.values_of(tile) + begin * kTile;
+    constexpr int64_t kStep = 64 / sizeof(V);
+    for (int64_t i = 0; i < kept * kTile; i += kStep) __builtin_prefetch(values + i, 0, 2);
+    const uint32_t *words = weight.words_of(tile);
+    for (int64_t i = begin / l.fields(); i * l.fields() < begin + kept; ++i) __builtin_prefetch(words + i * kTile, 0, 2);
 }
 
 template <class V>
@@ -118,7 +135,7 @@ inline void add_row(const float *values, const int32_t *offsets, int64_t kept, c
 #pragma GCC unroll 8
     for (int i = 0; i < VECTORS; ++i) own[i] = load(sums + i * kLanes);
     for (int64_t l = 0; l < kept; ++l) {
-        const Floats value = Floats{} + values[l * kTile];
+        const Floats value = broadcast(values[l * kTile]);
         const float *from = x + offsets[l * kTile];
 #pragma GCC unroll 8
         for (int i = 0; i < VECTORS; ++i) own[i] = fma_or_not(value, load(from + i * kLanes), own[i]);
@@ -138,6 +155,7 @@ void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end
     for (int64_t g = 0; g < l.groups(); g += groups) {
         const int64_t kept = std::min(groups, l.groups() - g) * l.n;
         for (int64_t t = tile; t < end; ++t) {
+            prefetch(weight, t + 1, g * l.n, kept);
             decode(weight, t, g * l.n, kept, kColumns, d);
             for (int lane = 0; lane < kTile; ++lane)
                 add_row<VECTORS>(d.values + lane, d.offsets + lane, kept, x + g * l.m * kColumns,
@@ -169,7 +187,7 @@ void write_many(const PackedCall<V, X> &c, const float *sums, int64_t block, int
         for (int64_t row = first; row < std::min(end, rows); row += kLanes) {
             for (int v = 0; v < kLanes; ++v) square[v] = load(sums + (row - first + v) * columns + column);
             turn_square(square);
-            const int64_t at = block * kBlockColumns + column;
+            const int64_t at = block * c.plan.wide + column;
             for (int v = 0; v < std::min<int64_t>(kLanes, c.plan.turned - at); ++v)
                 store_some(c.y + (at + v) * rows + row, square[v], rows - row);
         }
@@ -182,20 +200,20 @@ void multiply_many(const PackedCall<V, X> &c, int64_t block, int64_t row_block, 
     const int64_t columns = c.plan.columns(block), first = tile * kTile;
     for (int64_t row = first; row < end * kTile; ++row)
         std::fill_n(sums + (row - first) * columns, columns, c.weight.bias_of(row));
-    add_many(c.weight, c.scratch + block * kBlockColumns * l.reach(), columns, tile, end, sums);
+    add_many(c.weight, c.scratch + block * c.plan.wide * l.reach(), columns, tile, end, sums);
     write_many(c, sums, block, first, end * kTile);
 }
 
 PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
     PackedPlan p{};
-    p.wide = kBlockColumns;
-    p.few = batch % kBlockColumns <= kMostFew ? batch % kBlockColumns : 0;
+    p.wide = columns_of_block(l);
+    p.few = batch % p.wide <= kMostFew ? batch % p.wide : 0;
     p.turned = batch - p.few;
-    p.blocks = divide_up(p.turned, kBlockColumns);
+    p.blocks = divide_up(p.turned, p.wide);
     const int64_t vectors = divide_up(p.turned, kLanes);
-    p.last = vectors * kLanes - (p.blocks - 1) * kBlockColumns;
+    p.last = vectors * kLanes - (p.blocks - 1) * p.wide;
     const int64_t pieces = 4 * std::max(threads, 1);  // of the rows' tiles, so that threads end together
-    p.tiles = std::clamp<int64_t>(divide_up(l.tiles() * p.blocks, threads > 1 ? pieces : 1), 1, kSumFloats / kBlockColumns / kTile);
+    p.tiles = std::clamp<int64_t>(divide_up(l.tiles() * p.blocks, threads > 1 ? pieces : 1), 1, kSumFloats / p.wide / kTile);
     p.row_blocks = divide_up(l.tiles(), p.tiles);
     p.few_blocks = p.few ? divide_up(l.tiles(), kFewTiles) : 0;
     p.stride = (divide_up(l.reach(), 16) | 1) * 16;  // an odd number of cache lines: rows do not meet in one set
@@ -221,7 +239,7 @@ void turn(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
 template <class V, class X>
 void multiply(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
     const int64_t many = c.plan.blocks * c.plan.row_blocks;
-    const auto sums = aligned<float>(begin < many ? c.plan.tiles * kTile * kBlockColumns : 0);
+    const auto sums = aligned<float>(begin < many ? c.plan.tiles * kTile * c.plan.wide : 0);
     for (int64_t i = begin; i < end; ++i) {
         if (i < many)
             multiply_many(c, i / c.plan.row_blocks, i % c.plan.row_blocks, sums.get());
