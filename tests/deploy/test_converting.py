@@ -13,6 +13,7 @@ from torch import nn
 
 import nmstep
 from nmstep.deploy import PackedFile, pack_file, packed_layers
+from nmstep.experiments.weights import save_weights
 
 
 def model() -> nn.Module:
@@ -100,3 +101,23 @@ def test_what_is_not_sparse_is_refused(trained: nn.Module, checkpoint: Path) -> 
     with pytest.raises(nmstep.NotSparseError, match=r"0\.weight"):
         pack_file(checkpoint, checkpoint / "packed.safetensors")
     assert not (checkpoint / "packed.safetensors").exists()
+
+
+def test_tensors_of_several_names_come_back(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.ModuleDict({"in": nn.Embedding(24, 16), "a": nn.Linear(16, 16), "b": nn.Linear(16, 16)})
+        model["out"] = nn.Linear(16, 24, bias=False)
+        model["b"].weight, model["out"].weight = model["a"].weight, model["in"].weight
+        return model
+
+    torch.manual_seed(0)
+    model = tied()
+    with torch.no_grad():
+        model["a"].weight.mul_(nmstep.nm_mask(model["a"].weight, "2:4"))  # type: ignore[index]
+    save_weights(model, tmp_path / "model.safetensors", plan=nmstep.plan(model, "2:4"))
+    packed = pack_file(tmp_path / "model.safetensors", tmp_path / "packed.safetensors")
+    assert sorted(packed.layers) == ["a", "b"]
+    assert packed.packed < packed.dense + 3000
+    loaded = nmstep.load_packed(packed.path, tied())
+    unpacked = nmstep.unpack(loaded).state_dict()
+    assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmstep.deploy.description import StoredLayer, describe
+from nmstep.deploy.description import PARTS, StoredLayer, describe
 from nmstep.deploy.writing import write_tensors
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.tiles import as_rows, has_rows, pack_rows
 from nmstep.verify import verify
 from nmstep.verify.files import open_path
+from nmstep.verify.stored import Stored
 
 __all__ = ["PackedFile", "pack_file"]
 
@@ -78,7 +79,7 @@ def pack_file(
             owner = name.removesuffix(".weight")
             layers[owner] = StoredLayer(entry.pattern, tuple(value.shape), entry.dim)
             packed = pack_rows(as_rows(value, entry.dim), entry.pattern, dtype=dtype)
-            tensors |= dict(zip((f"{owner}.values", f"{owner}.indices"), packed, strict=True))
+            tensors |= dict(zip((f"{owner}.{part}" for part in PARTS), packed, strict=True))
         else:
             tensors[name] = value
             left += [] if entry is None else [name]
@@ -86,8 +87,24 @@ def pack_file(
         raise ValueError(
             f"nothing to pack in {stored.label}: it has no sparse layer of a kind that is packed"
         )
-    written = write_tensors(tensors, Path(path), describe(layers, {}))
+    aliases = _aliases(stored, layers)
+    written = write_tensors(tensors, Path(path), describe(layers, aliases))
     return PackedFile(Path(path), written, dense, layers, tuple(left))
+
+
+def _aliases(stored: Stored, layers: dict[str, StoredLayer]) -> dict[str, str]:
+    """Returns the first name of a tensor for each of its others, as a run's metadata says; packs both or none."""
+    found: dict[str, str] = {}
+    for alias, name in stored.metadata.items():
+        if name not in stored.tensors or alias in stored.tensors:
+            continue
+        other, owner = alias.removesuffix(".weight"), name.removesuffix(".weight")
+        if name.endswith(".weight") and owner in layers:
+            layers[other] = layers[owner]
+            found |= {f"{other}.{part}": f"{owner}.{part}" for part in PARTS}
+        else:
+            found[alias] = name
+    return found
 
 
 def _is_packable(entry: PlanEntry) -> bool:

@@ -11,9 +11,11 @@ from nmstep.patterns import NMPattern
 from nmstep.tiles import Tiling, has_rows
 from nmstep.verify.stored import Stored
 
-__all__ = ["StoredLayer", "describe", "described"]
+__all__ = ["PARTS", "StoredLayer", "describe", "described"]
 
 KEY, _VERSION = "nmstep_packed", 1
+#: A packed layer's tensors.
+PARTS = ("values", "indices")
 
 
 @dataclass(frozen=True)

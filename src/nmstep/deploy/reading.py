@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import StoredLayer, described
+from nmstep.deploy.description import PARTS, StoredLayer, described
 from nmstep.deploy.layers import PackedLayer, packed_type
 from nmstep.deploy.packing import replaced
 from nmstep.layout import reduction_dim
@@ -25,7 +25,6 @@ from nmstep.verify.stored import Stored
 
 __all__ = ["load_packed"]
 
-_PARTS = ("values", "indices")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -59,14 +58,14 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             tensors |= {f"{name}.values": parts[0], f"{name}.indices": parts[1]}
         else:  # the model reads this weight itself
             tensors[f"{name}.weight"] = from_rows(unpack_rows(*parts, layer.tiling), layer.shape, layer.dim)
-    packed_names = {f"{name}.{part}" for name in layers for part in _PARTS}
+    packed_names = {f"{name}.{part}" for name in layers for part in PARTS}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
     tensors |= {
         alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
     }
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        return kinds[name](module, layers[name].pattern, *(tensors[f"{name}.{part}"] for part in _PARTS))
+        return kinds[name](module, layers[name].pattern, *(tensors[f"{name}.{part}"] for part in PARTS))
 
     packed = replaced(model, kinds, make)
     _load(stored, packed, tensors)
@@ -96,7 +95,7 @@ def _read_layer(
     """Returns values and indices of a layer, checked so that no kernel can read beside an input."""
     shapes = (layer.tiling.values_shape, layer.tiling.indices_shape)
     read = []
-    for part, shape in zip(_PARTS, shapes, strict=True):
+    for part, shape in zip(PARTS, shapes, strict=True):
         full = f"{name}.{part}"
         tensor = stored.tensors.get(aliases.get(full, full))
         if tensor is None or tensor.shape != shape:

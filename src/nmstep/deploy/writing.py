@@ -17,7 +17,7 @@ from nmstep.deploy.packing import packed_layers
 from nmstep.packages import require
 from nmstep.sparsity_plan import unwrap
 
-__all__ = ["save_packed", "write_tensors"]
+__all__ = ["save_packed", "without_aliases", "write_tensors"]
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
         raise ValueError(
             f"this {type(model).__name__} has no packed layer: save_packed(nmstep.pack(model), path)"
         )
-    tensors, aliases = _without_aliases(unwrap(model).state_dict())
+    tensors, aliases = without_aliases(unwrap(model).state_dict())
     described = {name: StoredLayer(layer.pattern, layer.shape, layer.dim) for name, layer in layers.items()}
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
 
@@ -67,8 +67,12 @@ def write_tensors(
     return sum(file.stat().st_size for file in files)
 
 
-def _without_aliases(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns each tensor under its first name, and the first name for each of its others."""
+def without_aliases(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns each tensor of a state dict under its first name, and the first name for each of its others.
+
+    Raises:
+        ValueError: a state is no tensor.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[object, str] = {}

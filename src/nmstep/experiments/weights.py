@@ -6,8 +6,9 @@ import json
 import struct
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
+from nmstep.deploy.writing import without_aliases
 from nmstep.experiments.files import write_atomically
 from nmstep.plan import SparsityPlan
 
@@ -30,16 +31,8 @@ def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> 
     """
     from safetensors.torch import save
 
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
-    tensors: dict[str, Tensor] = {}
-    metadata = {"format": "pt"}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() and key in first:
-            metadata[name] = first[key]
-            continue
-        first[key] = name
-        tensors[name] = tensor.contiguous()
+    tensors, aliases = without_aliases(model.state_dict())
+    metadata = {"format": "pt", **aliases}
     if plan is not None:
         metadata["nm_sparsity"] = json.dumps(plan.to_dict())
     write_atomically(path, _reproducible(save(tensors, metadata)))
