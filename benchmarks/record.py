@@ -38,8 +38,9 @@ class Row:
         high: the other end.
         bar: the value that it may not exceed, or None.
         ms: milliseconds of one call.
-        other_ms: of what it is divided by.
+        other_ms: of what it is compared with.
         weights: of a single tensor, where the row belongs to a series over sizes.
+        faster: whether the value says how many times as fast we are, and so the bar what it must not fall short of.
     """
 
     section: str
@@ -51,11 +52,14 @@ class Row:
     ms: float | None = None
     other_ms: float | None = None
     weights: int | None = None
+    faster: bool = False
 
     @property
     def reached(self) -> bool | None:
-        """Whether the value is within the bar; None without one."""
-        return None if self.bar is None else self.value <= self.bar
+        """Whether the value keeps to the bar; None without one."""
+        if self.bar is None:
+            return None
+        return self.value >= self.bar if self.faster else self.value <= self.bar
 
 
 @dataclass(frozen=True, kw_only=True)
