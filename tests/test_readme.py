@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import nmstep
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -20,13 +22,36 @@ class WithLoss(nn.Sequential):
         return SimpleNamespace(loss=super().forward(x).square().mean())
 
 
+def code_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_two_lines_in_your_own_loop() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = code_blocks()
     assert "total_steps=10_000" in code
     model = WithLoss(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     names = {"model": model, "loader": [torch.randn(4, 8) for _ in range(6)]}
     exec(code.replace("10_000", "6"), names)
     assert float((model[0].weight != 0).float().mean()) == 0.5
+
+
+def test_packing_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    _, code = code_blocks()
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    model = make()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:4"))
+    names = {"model": model, "MyModel": make, "nmstep": nmstep, "torch": torch}
+    exec(code, names)
+    assert names["model"] is not model
+    for name, weight in model.state_dict().items():
+        assert torch.equal(names["model"].state_dict()[name], weight)
 
 
 def test_every_command_of_the_readme_is_one() -> None:

@@ -15,7 +15,7 @@ def test_version(nmstep):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "tune", "reproduce", "plan", "verify", "report", "demo"]
+    "command", ["train", "compare", "tune", "reproduce", "plan", "verify", "pack", "report", "demo"]
 )
 def test_help_fits_80_columns(command, nmstep):
     status, out, _ = nmstep(command, "--help")
@@ -54,6 +54,7 @@ def test_no_arguments_show_the_commands(nmstep):
         (["plan", "--pattern", "2:4", "--exclude", "conv9"], "Error: exclude names 'conv9'"),
         (["verify", "nothing.safetensors"], "nothing.safetensors"),
         (["report", "nothing"], "nothing"),
+        (["pack", "nothing"], "nothing to read at 'nothing'"),
     ],
 )
 def test_wrong_usage_is_status_2_with_one_readable_message(arguments, message, nmstep, tmp_path):
@@ -85,6 +86,20 @@ def test_train_writes_a_run_and_resumes_it(nmstep, small, tmp_path):
     status, _, err = nmstep("train", "--out", folder, "--resume", "--lr", "0.5")
     assert status == 2
     assert "lr is 0.001 there, 0.5 here" in err
+
+
+def test_a_run_is_packed(nmstep, small, tmp_path):
+    status, out, _ = nmstep("train", "--recipe", "ste", "--out", "r", *small)
+    assert status == 0
+    assert "Packed: r/packed.safetensors" in out
+    before = (tmp_path / "r" / "packed.safetensors").read_bytes()
+    status, out, _ = nmstep("pack", "r")
+    assert status == 0
+    assert "3 weights packed" in out.replace("\n", " ")
+    assert max(map(len, out.splitlines())) <= 80
+    assert (tmp_path / "r" / "packed.safetensors").read_bytes() == before
+    assert nmstep("pack", "r", "--dtype", "bfloat16", "--out", "narrow.safetensors")[0] == 0
+    assert (tmp_path / "narrow.safetensors").stat().st_size < len(before)
 
 
 RUN_TOML = """

@@ -166,12 +166,12 @@ class Pack:
     Args:
         path: run folder, or another checkpoint that says which of its weights are sparse.
         out: safetensors file to write; none for packed.safetensors beside the checkpoint.
-        dtype: what kept weights are held in; none for their own.
+        dtype: float32, bfloat16 or float16, to hold kept weights in; none for their own.
     """
 
     path: tyro.conf.Positional[Path]
     out: Path | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(metavar="DTYPE")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

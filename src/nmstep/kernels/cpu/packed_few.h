@@ -78,7 +78,7 @@ struct Window {
 // Tiles that are multiplied side by side with so many rows: enough sums to hide the latency of one.
 template <int ROWS>
 #if defined(__AVX512F__)
-constexpr int kTiles = ROWS <= 4 ? 4 : 2;
+constexpr int kTiles = 4;
 #elif defined(__AVX2__)
 constexpr int kTiles = ROWS == 1 ? 2 : 1;
 #else
@@ -96,7 +96,7 @@ struct FewSums {
     Window<BITS> windows[ROWS];
 
     void look(const float *x, int64_t stride) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) windows[r] = Window<BITS>(x + r * stride);
     }
 
@@ -112,7 +112,7 @@ struct FewSums {
 #pragma GCC unroll 16
         for (int i = 0; i < kVectors; ++i) {
             const Floats value = load(values + i / kParts * tile_stride + i % kParts * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) sums[r][i] = fma_or_not(value, windows[r].pick(words[i]), sums[r][i]);
             words[i] >>= BITS;
         }
@@ -197,8 +197,7 @@ int64_t multiply_few_rows(const PackedCall<V, X> &c, int64_t row, int64_t tile, 
 template <class V, class X>
 void multiply_few(const PackedCall<V, X> &c, int64_t block) {
     const int64_t tile = block * kFewTiles, end = std::min(tile + kFewTiles, c.weight.layout.tiles());
-    int64_t row = multiply_few_rows<8>(c, 0, tile, end);
-    row = multiply_few_rows<4>(c, row, tile, end);
+    int64_t row = multiply_few_rows<4>(c, 0, tile, end);
     row = multiply_few_rows<2>(c, row, tile, end);
     multiply_few_rows<1>(c, row, tile, end);
 }

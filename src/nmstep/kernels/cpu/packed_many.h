@@ -10,8 +10,8 @@ namespace nmstep {
 namespace {
 
 constexpr int64_t kMostVectors = 8;        // of a block's columns: enough sums to hide the latency of one
-constexpr int64_t kMostFew = 24;           // rows that are multiplied one by one
-constexpr int64_t kSliceFloats = 6144;     // of the turned input: leaves room in the first-level cache
+constexpr int64_t kMostFew = 40;           // rows that are multiplied one by one
+constexpr int64_t kSliceFloats = 7168;     // of the turned input: leaves room in the first-level cache
 constexpr int64_t kLeastKept = 8;          // of a row for a slice, so that loading its sums costs little
 constexpr int64_t kMostKept = 64;
 constexpr int64_t kSumFloats = 1 << 15;    // of a block: in the second-level cache
@@ -20,7 +20,7 @@ constexpr int64_t kSumFloats = 1 << 15;    // of a block: in the second-level ca
 inline Floats broadcast(float value) { return std::bit_cast<Floats>(Ints{} + std::bit_cast<int32_t>(value)); }
 
 // Where little is kept, a slice of fewer columns has room for more of a row's kept weights.
-int64_t columns_of_block(const PackedLayout &l) { return std::min<int64_t>(kMostVectors * kLanes, 4 * l.n > l.m ? 128 : 64); }
+int64_t columns_of_block(const PackedLayout &l) { return std::min<int64_t>(kMostVectors * kLanes, 4 * l.n >= l.m ? 128 : 64); }
 
 // The vector of places l where l has the bit STEP: those of `b` that lie STEP to the left; else those of `a`.
 template <int STEP, int... L>
@@ -96,58 +96,59 @@ inline const float *as_floats(const bf16 *values, int64_t count, float *own) {
     return own;
 }
 
-// The next tile's part of a slice lies elsewhere, where the processor does not look ahead by itself.
-template <class V>
-void prefetch(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept) {
-    const PackedLayout &l = weight.layout;
-    if (tile >= l.tiles()) return;
-    const V *values = weight.values_of(tile) + begin * kTile;
-    constexpr int64_t kStep = 64 / sizeof(V);
-    for (int64_t i = 0; i < kept * kTile; i += kStep) __builtin_prefetch(values + i, 0, 2);
-    const uint32_t *words = weight.words_of(tile);
-    for (int64_t i = begin / l.fields(); i * l.fields() < begin + kept; ++i) __builtin_prefetch(words + i * kTile, 0, 2);
-}
-
+// Also fetches the next tile's part of the slice: it lies where the processor does not look ahead by itself.
 template <class V>
 void decode(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept, int64_t columns, Decoded &d) {
     const PackedLayout &l = weight.layout;
     const int bits = l.bits(), fields = l.fields();
+    const int64_t next = std::min(tile + 1, l.tiles() - 1);
+    const V *values = weight.values_of(next) + begin * kTile;
     const uint32_t *words = weight.words_of(tile) + begin / fields * kTile;
+    const int64_t words_to_next = weight.words_of(next) - weight.words_of(tile);
     int64_t field = begin % fields, left = l.n;
     uint32_t first = 0;  // input of the group
     for (int64_t i = 0; i < kept; ++i) {
+        __builtin_prefetch(values + i * kTile);
         for (int part = 0; part < kParts; ++part) {
             const Bits word = std::bit_cast<Bits>(load_ints(words + part * kLanes));
             const Bits place = (word >> static_cast<uint32_t>(bits * field)) & ((1u << bits) - 1);
             store_ints(d.offsets + i * kTile + part * kLanes,
                        std::bit_cast<Ints>((place + first) * static_cast<uint32_t>(columns)));
         }
-        if (++field == fields) field = 0, words += kTile;
+        if (++field == fields) {
+            __builtin_prefetch(words + words_to_next);
+            field = 0;
+            words += kTile;
+        }
         if (!--left) left = l.n, first += static_cast<uint32_t>(l.m);
     }
     d.values = as_floats(weight.values_of(tile) + begin * kTile, kept * kTile, d.own);
 }
 
-// Adds the products of a row's kept weights to its sums.
-template <int VECTORS>
-inline void add_row(const float *values, const int32_t *offsets, int64_t kept, const float *x, float *sums) {
-    Floats own[VECTORS];
+// Adds the products of the kept weights of some rows to their sums.
+template <int ROWS, int VECTORS>
+inline void add_rows(const float *values, const int32_t *offsets, int64_t kept, const float *x, float *sums) {
+    Floats own[ROWS][VECTORS];
 #pragma GCC unroll 8
-    for (int i = 0; i < VECTORS; ++i) own[i] = load(sums + i * kLanes);
+    for (int i = 0; i < ROWS * VECTORS; ++i) own[i / VECTORS][i % VECTORS] = load(sums + i * kLanes);
     for (int64_t l = 0; l < kept; ++l) {
-        const Floats value = broadcast(values[l * kTile]);
-        const float *from = x + offsets[l * kTile];
 #pragma GCC unroll 8
-        for (int i = 0; i < VECTORS; ++i) own[i] = fma_or_not(value, load(from + i * kLanes), own[i]);
+        for (int r = 0; r < ROWS; ++r) {
+            const Floats value = broadcast(values[l * kTile + r]);
+            const float *from = x + offsets[l * kTile + r];
+#pragma GCC unroll 8
+            for (int i = 0; i < VECTORS; ++i) own[r][i] = fma_or_not(value, load(from + i * kLanes), own[r][i]);
+        }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < VECTORS; ++i) store(sums + i * kLanes, own[i]);
+    for (int i = 0; i < ROWS * VECTORS; ++i) store(sums + i * kLanes, own[i / VECTORS][i % VECTORS]);
 }
 
 // Adds to sums[row][column] of some tiles all that a block of columns gives.
 template <int VECTORS, class V>
 void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end, float *sums) {
     constexpr int64_t kColumns = VECTORS * kLanes;
+    constexpr int kRows = VECTORS > 4 ? 1 : VECTORS > 2 ? 2 : 8 / VECTORS;  // as many sums at a time as in a whole block
     const PackedLayout &l = weight.layout;
     const int64_t groups = std::max<int64_t>(
         1, std::min(std::max(kSliceFloats / (kColumns * l.m), divide_up(kLeastKept, l.n)), kMostKept / l.n));
@@ -155,10 +156,9 @@ void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end
     for (int64_t g = 0; g < l.groups(); g += groups) {
         const int64_t kept = std::min(groups, l.groups() - g) * l.n;
         for (int64_t t = tile; t < end; ++t) {
-            prefetch(weight, t + 1, g * l.n, kept);
             decode(weight, t, g * l.n, kept, kColumns, d);
-            for (int lane = 0; lane < kTile; ++lane)
-                add_row<VECTORS>(d.values + lane, d.offsets + lane, kept, x + g * l.m * kColumns,
+            for (int lane = 0; lane < kTile; lane += kRows)
+                add_rows<kRows, VECTORS>(d.values + lane, d.offsets + lane, kept, x + g * l.m * kColumns,
                                  sums + ((t - tile) * kTile + lane) * kColumns);
         }
     }
