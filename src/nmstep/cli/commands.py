@@ -161,7 +161,7 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Write a checkpoint with its N:M weights packed: what is kept, and where it stands.
+    """Write a checkpoint with its N:M weights packed: what is kept and where.
 
     Args:
         path: run folder, or another checkpoint that says which of its weights are sparse.

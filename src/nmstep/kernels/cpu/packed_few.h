@@ -27,12 +27,16 @@ struct Window {
 
     Floats pick(Bits fields) const {
         const __m512i places = std::bit_cast<__m512i>(fields);
-        if constexpr (BITS <= 4) return std::bit_cast<Floats>(_mm512_permutexvar_ps(places, inputs[0]));
-        const __m512 low = _mm512_permutex2var_ps(inputs[0], places, inputs[1 % kCount]);
-        if constexpr (BITS == 5) return std::bit_cast<Floats>(low);
-        const __m512 high = _mm512_permutex2var_ps(inputs[2 % kCount], places, inputs[3 % kCount]);
-        const __mmask16 is_high = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32));
-        return std::bit_cast<Floats>(_mm512_mask_blend_ps(is_high, low, high));
+        if constexpr (BITS <= 4) {
+            return std::bit_cast<Floats>(_mm512_permutexvar_ps(places, inputs[0]));
+        } else if constexpr (BITS == 5) {
+            return std::bit_cast<Floats>(_mm512_permutex2var_ps(inputs[0], places, inputs[1]));
+        } else {
+            const __m512 low = _mm512_permutex2var_ps(inputs[0], places, inputs[1]);
+            const __m512 high = _mm512_permutex2var_ps(inputs[2], places, inputs[3]);
+            const __mmask16 is_high = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32));
+            return std::bit_cast<Floats>(_mm512_mask_blend_ps(is_high, low, high));
+        }
     }
 
     static constexpr int kCount = BITS <= 4 ? 1 : 1 << (BITS - 4);
@@ -42,23 +46,27 @@ struct Window {
         if constexpr (BITS == 1)
             inputs[0] = _mm256_castpd_ps(_mm256_broadcastsd_pd(_mm_castsi128_pd(_mm_loadu_si64(x))));
         else if constexpr (BITS == 2)
-            inputs[0] = _mm256_castps128_ps256(_mm_loadu_ps(x)), inputs[0] = _mm256_permute2f128_ps(inputs[0], inputs[0], 0);
+            inputs[0] = _mm256_set_m128(_mm_loadu_ps(x), _mm_loadu_ps(x));
         else if constexpr (BITS <= 4)
             for (int i = 0; i < kCount; ++i) inputs[i] = _mm256_loadu_ps(x + i * kLanes);
     }
 
     Floats pick(Bits fields) const {
         const __m256i places = std::bit_cast<__m256i>(fields);
-        if constexpr (BITS > 4)
-            return std::bit_cast<Floats>(_mm256_i32gather_ps(from, std::bit_cast<__m256i>(fields & kMask), 4));
-        const __m256 low = _mm256_permutevar8x32_ps(inputs[0], places);
-        if constexpr (BITS <= 3) return std::bit_cast<Floats>(low);
-        const __m256 high = _mm256_permutevar8x32_ps(inputs[kCount - 1], places);
-        return std::bit_cast<Floats>(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28))));
+        if constexpr (BITS <= 3) {
+            return std::bit_cast<Floats>(_mm256_permutevar8x32_ps(inputs[0], places));
+        } else if constexpr (BITS == 4) {
+            const __m256 low = _mm256_permutevar8x32_ps(inputs[0], places);
+            const __m256 high = _mm256_permutevar8x32_ps(inputs[1], places);
+            const __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(places, 28));  // by the sign
+            return std::bit_cast<Floats>(_mm256_blendv_ps(low, high, is_high));
+        } else {
+            const __m256i masked = std::bit_cast<__m256i>(fields & ((1u << BITS) - 1));
+            return std::bit_cast<Floats>(_mm256_i32gather_ps(from, masked, 4));
+        }
     }
 
     static constexpr int kCount = BITS == 4 ? 2 : 1;
-    static constexpr uint32_t kMask = (1u << BITS) - 1;
     const float *from;
     __m256 inputs[kCount];
 #else
@@ -95,6 +103,16 @@ struct FewSums {
     Bits words[kVectors];
     Window<BITS> windows[ROWS];
 
+    void read_sums(const float *from) {
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS * kVectors; ++i) sums[i / kVectors][i % kVectors] = load(from + i * kLanes);
+    }
+
+    void write_sums(float *to) const {
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS * kVectors; ++i) store(to + i * kLanes, sums[i / kVectors][i % kVectors]);
+    }
+
     void look(const float *x, int64_t stride) {
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) windows[r] = Window<BITS>(x + r * stride);
@@ -128,8 +146,7 @@ void add_few(const Packed<V> &weight, int64_t tile, const float *x, int64_t stri
     const V *values = weight.values_of(tile);
     const uint32_t *words = weight.words_of(tile);
     FewSums<BITS, ROWS, TILES> own;
-#pragma GCC unroll 64
-    for (int i = 0; i < ROWS * TILES * kParts; ++i) own.sums[i / own.kVectors][i % own.kVectors] = load(sums + i * kLanes);
+    own.read_sums(sums);
     int64_t left = 0;  // of the group
     for (int64_t l = 0; l < kept; l += kFields, words += kTile) {
         own.read_words(words, word_stride);
@@ -144,8 +161,7 @@ void add_few(const Packed<V> &weight, int64_t tile, const float *x, int64_t stri
             for (int i = 0; i < (N ? N : 1); ++i, values += kTile) own.add(values, value_stride);
         }
     }
-#pragma GCC unroll 64
-    for (int i = 0; i < ROWS * TILES * kParts; ++i) store(sums + i * kLanes, own.sums[i / own.kVectors][i % own.kVectors]);
+    own.write_sums(sums);
 }
 
 template <int BITS, int ROWS, int TILES, class V>

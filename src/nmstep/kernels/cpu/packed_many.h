@@ -1,5 +1,5 @@
-// Products of packed weights with many rows: the batch is turned so that its rows are the lanes, and each kept weight is
-// broadcast to columns of the input that stays in the first-level cache.
+// Products of packed weights with many rows: the batch is turned so that its rows are the lanes, and each kept weight
+// meets them in columns of the input, a slice of which stays in the first-level cache.
 #pragma once
 
 #include <utility>
@@ -9,20 +9,28 @@
 namespace nmstep {
 namespace {
 
-constexpr int64_t kMostVectors = 8;        // of a block's columns: enough sums to hide the latency of one
-constexpr int64_t kMostFew = 40;           // rows that are multiplied one by one
-constexpr int64_t kSliceFloats = 7168;     // of the turned input: leaves room in the first-level cache
-constexpr int64_t kLeastKept = 8;          // of a row for a slice, so that loading its sums costs little
+constexpr int kSums = 8;                // vectors of sums at a time: enough to hide the latency of one
+#if defined(__AVX512F__)
+constexpr int64_t kMostFew = 40;  // rows of a batch that are not worth turning
+#elif defined(__AVX2__)
+constexpr int64_t kMostFew = 8;
+#else
+constexpr int64_t kMostFew = 1;
+#endif
+constexpr int64_t kSliceFloats = 7168;  // of the turned input: leaves room in the first-level cache
+constexpr int64_t kLeastKept = 8;       // of a row in a slice, so that loading its sums costs little
 constexpr int64_t kMostKept = 64;
-constexpr int64_t kSumFloats = 1 << 15;    // of a block: in the second-level cache
+constexpr int64_t kSumFloats = 65536;   // of a block: in the second-level cache
 
 // Of the bits, since adding to zero would change -0 and so cost an addition.
 inline Floats broadcast(float value) { return std::bit_cast<Floats>(Ints{} + std::bit_cast<int32_t>(value)); }
 
 // Where little is kept, a slice of fewer columns has room for more of a row's kept weights.
-int64_t columns_of_block(const PackedLayout &l) { return std::min<int64_t>(kMostVectors * kLanes, 4 * l.n >= l.m ? 128 : 64); }
+int64_t columns_of_block(const PackedLayout &l) {
+    return std::min<int64_t>(kSums * kLanes, 4 * l.n >= l.m ? 128 : 64);
+}
 
-// The vector of places l where l has the bit STEP: those of `b` that lie STEP to the left; else those of `a`.
+// Two vectors of a square swap the places that have the bit STEP in `a` with those that lack it in `b`.
 template <int STEP, int... L>
 inline Floats low_exchanged(Floats a, Floats b, std::integer_sequence<int, L...>) {
     return __builtin_shufflevector(a, b, (L & STEP ? kLanes + L - STEP : L)...);
@@ -96,19 +104,19 @@ inline const float *as_floats(const bf16 *values, int64_t count, float *own) {
     return own;
 }
 
-// Also fetches the next tile's part of the slice: it lies where the processor does not look ahead by itself.
+// Decodes a tile's part of a slice, and fetches the next tile's: it lies where the processor does not look ahead.
 template <class V>
 void decode(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept, int64_t columns, Decoded &d) {
     const PackedLayout &l = weight.layout;
     const int bits = l.bits(), fields = l.fields();
     const int64_t next = std::min(tile + 1, l.tiles() - 1);
-    const V *values = weight.values_of(next) + begin * kTile;
+    const V *next_values = weight.values_of(next) + begin * kTile;
     const uint32_t *words = weight.words_of(tile) + begin / fields * kTile;
     const int64_t words_to_next = weight.words_of(next) - weight.words_of(tile);
     int64_t field = begin % fields, left = l.n;
     uint32_t first = 0;  // input of the group
     for (int64_t i = 0; i < kept; ++i) {
-        __builtin_prefetch(values + i * kTile);
+        __builtin_prefetch(next_values + i * kTile);
         for (int part = 0; part < kParts; ++part) {
             const Bits word = std::bit_cast<Bits>(load_ints(words + part * kLanes));
             const Bits place = (word >> static_cast<uint32_t>(bits * field)) & ((1u << bits) - 1);
@@ -148,7 +156,7 @@ inline void add_rows(const float *values, const int32_t *offsets, int64_t kept, 
 template <int VECTORS, class V>
 void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end, float *sums) {
     constexpr int64_t kColumns = VECTORS * kLanes;
-    constexpr int kRows = VECTORS > 4 ? 1 : VECTORS > 2 ? 2 : 8 / VECTORS;  // as many sums at a time as in a whole block
+    constexpr int kRows = std::bit_floor(static_cast<unsigned>(kSums / VECTORS));
     const PackedLayout &l = weight.layout;
     const int64_t groups = std::max<int64_t>(
         1, std::min(std::max(kSliceFloats / (kColumns * l.m), divide_up(kLeastKept, l.n)), kMostKept / l.n));
@@ -212,8 +220,8 @@ PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
     p.blocks = divide_up(p.turned, p.wide);
     const int64_t vectors = divide_up(p.turned, kLanes);
     p.last = vectors * kLanes - (p.blocks - 1) * p.wide;
-    const int64_t pieces = 4 * std::max(threads, 1);  // of the rows' tiles, so that threads end together
-    p.tiles = std::clamp<int64_t>(divide_up(l.tiles() * p.blocks, threads > 1 ? pieces : 1), 1, kSumFloats / p.wide / kTile);
+    const int64_t pieces = threads > 1 ? 4 * threads : 1;  // so that threads end together
+    p.tiles = std::clamp<int64_t>(divide_up(l.tiles() * p.blocks, pieces), 1, kSumFloats / p.wide / kTile);
     p.row_blocks = divide_up(l.tiles(), p.tiles);
     p.few_blocks = p.few ? divide_up(l.tiles(), kFewTiles) : 0;
     p.stride = (divide_up(l.reach(), 16) | 1) * 16;  // an odd number of cache lines: rows do not meet in one set
