@@ -10,10 +10,10 @@ from layers import step_alone
 from methods import Method, torch_adamw
 from record import Row, row_of
 from settings import Settings
-from timing import Step, in_turn
 from torch import nn
 
 import nmstep
+from nmstep.timing import Step
 
 __all__ = ["Case", "measure_cases"]
 
@@ -72,7 +72,7 @@ def _row(
 ) -> Row:
     """Returns one row; a function of its own so that its tensors are free afterwards."""
     model, ours = _program(build, case, settings)
-    timing = in_turn(ours, theirs, settings, calls=case.calls)
+    timing = settings.in_turn(ours, theirs, calls=case.calls)
     if case.sparse:
         nmstep.verify(model, case.pattern).raise_if_failed()
     return row_of(timing, section, case.name, bar=case.bar, weights=weights)

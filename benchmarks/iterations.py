@@ -18,11 +18,11 @@ from bars import ITERATION
 from methods import Method, autoswitch, frozen, nmstep_adamw, torch_adamw
 from record import Part, Row, alone, row_of
 from settings import Settings
-from timing import Step, in_turn
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import nmstep
+from nmstep.timing import Step
 
 __all__ = ["PART"]
 
@@ -69,7 +69,7 @@ def _rows(name: str, settings: Settings) -> Iterator[Row]:
     theirs = _iteration(build(settings), torch_adamw(fused=True), batch, length, settings)
     for method_name, (method, has_bar) in METHODS.items():
         ours = _iteration(build(settings), method, batch, length, settings)
-        timing = in_turn(ours, theirs, settings)
+        timing = settings.in_turn(ours, theirs)
         del ours
         section = f"{name}, {batch} × {length} tokens"
         yield row_of(timing, section, method_name, bar=bar if has_bar else None)

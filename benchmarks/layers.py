@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import Step
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
+
+from nmstep.timing import Step
 
 __all__ = ["LAYOUTS", "aliased", "linear", "step_alone", "weights_in", "written"]
 

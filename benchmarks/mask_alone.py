@@ -14,7 +14,6 @@ from layers import LAYOUTS
 from published import argsort_mask
 from record import Part, Row, alone, row_of
 from settings import Settings
-from timing import in_turn
 from torch import Tensor
 
 from nmstep import NMPattern, kernels
@@ -38,13 +37,13 @@ def measure(settings: Settings) -> Iterator[Row]:
         weight = tensors[layout]
         copy = partial(torch.empty_like(weight).copy_, weight)
         mask = partial(kernels.nm_mask, weight, pattern, dim=_dim(layout))
-        timing = in_turn(mask, copy, settings)
+        timing = settings.in_turn(mask, copy)
         yield row_of(timing, COPY, f"{layout}, {pattern}", bar=mask_bar(settings.device))
     for layout, pattern in chosen:
         weight, dim = tensors[layout], _dim(layout)
         mask = partial(kernels.nm_mask, weight, pattern, dim=dim)
         sort = partial(argsort_mask, weight, NMPattern.parse(pattern), dim)
-        timing = in_turn(mask, sort, settings)
+        timing = settings.in_turn(mask, sort)
         yield row_of(timing, "÷ argsort and scatter", f"{layout}, {pattern}")
 
 

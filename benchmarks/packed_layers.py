@@ -11,7 +11,6 @@ import torch
 from bars import PACKED, PACKED_NARROW, SPARSE_PATTERNS
 from record import Part, Row, alone
 from settings import Settings
-from timing import in_turn
 from torch import nn
 
 import nmstep
@@ -60,7 +59,7 @@ def speed_up(
     packed: object, dense: object, settings: Settings, *, section: str, name: str, bar: float | None = None
 ) -> Row:
     """Returns how many times as fast the first of two programs is, with its milliseconds."""
-    timing = in_turn(dense, packed, settings)  # type: ignore[arg-type]
+    timing = settings.in_turn(dense, packed)  # type: ignore[arg-type]
     return Row(
         section=section,
         name=name,

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from settings import Settings, parser, settings_of
-from timing import Timing
 
 from nmstep import kernels
 from nmstep.experiments.environment import environment
 from nmstep.experiments.files import write_json
+from nmstep.timing import Timing
 
 __all__ = ["Part", "Row", "alone", "head", "missed", "record", "row_of", "show", "take"]
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from nmstep.timing import Step, Timing, in_turn
+
 __all__ = ["Settings", "parser", "settings_of"]
 
 T = TypeVar("T")
@@ -39,6 +41,13 @@ class Settings:
     def pick(self, full: T, quick: T) -> T:
         """Returns the first, or the second of a quick run."""
         return quick if self.quick else full
+
+    def in_turn(self, ours: Step, theirs: Step, *, calls: int | None = None) -> Timing:
+        """Returns the ratio of two programs that take turns."""
+        block = self.pick(
+            100, 10
+        )  # as many as lie between two samples of layers
+        return in_turn(ours, theirs, rounds=self.rounds, calls=calls, block=block, device=self.device)
 
     def weights(self, full: int, quick: int) -> int:
         """Returns the number of weights of a large layer."""

@@ -15,7 +15,8 @@ from layers import linear, step_alone, weights_in, written
 from methods import Method, frozen, nmstep_adamw, torch_adamw
 from record import Part, Row, alone, row_of
 from settings import Settings
-from timing import Step, in_turn
+
+from nmstep.timing import Step
 
 __all__ = ["PART"]
 
@@ -48,7 +49,7 @@ def _row(product: Step, step: Step, calls: int, settings: Settings, section: str
             for _ in range(calls):
                 work()
 
-    timing = in_turn(alternating, apart, settings, calls=1)
+    timing = settings.in_turn(alternating, apart, calls=1)
     return row_of(timing, section, name)
 
 

@@ -14,11 +14,11 @@ import torch
 from methods import LR, Method, autoswitch, nmstep_adamw
 from record import Part, Row, alone, row_of
 from settings import Settings
-from timing import Step, in_turn
 from torch import nn
 
 import nmstep
 from nmstep import Recipe, TraceOptions
+from nmstep.timing import Step
 
 __all__ = ["PART"]
 
@@ -49,7 +49,7 @@ def measure(settings: Settings) -> Iterator[Row]:
     plain = _iteration(lambda model, _: nmstep.AdamW(model.parameters(), lr=LR), batch, width, settings)
     for name, method in CASES.items():
         ours = _iteration(method, batch, width, settings)
-        timing = in_turn(ours, plain, settings, calls=10)
+        timing = settings.in_turn(ours, plain, calls=10)
         yield row_of(timing, f"3 Linear {width}×{width}, {batch} rows", name)
 
 

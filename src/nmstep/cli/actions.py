@@ -14,6 +14,7 @@ from rich.text import Text
 
 import nmstep
 from nmstep.cli import commands
+from nmstep.cli.bench_actions import bench_run, dtype_of
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
@@ -55,6 +56,8 @@ def act(command: commands.Command) -> int:
             return _verify(command)
         case commands.Pack():
             return _pack(command)
+        case commands.Bench():
+            return bench_run(command)
         case commands.Report():
             return _report(command.folder, command.out)
         case commands.Demo():
@@ -146,8 +149,9 @@ def _pack(command: commands.Pack) -> int:
     from nmstep.deploy import pack_file
 
     folder = command.path if command.path.is_dir() else command.path.parent
-    dtype = None if command.dtype is None else getattr(torch, command.dtype)
-    packed = pack_file(command.path, command.out or folder / "packed.safetensors", dtype=dtype)
+    packed = pack_file(
+        command.path, command.out or folder / "packed.safetensors", dtype=dtype_of(command.dtype)
+    )
     output.print(packed_table(packed))
     say(f"Packed: {packed.path}")
     return 0

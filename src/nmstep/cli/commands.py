@@ -10,25 +10,22 @@ import tyro
 
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = [
-    "Command",
-    "Compare",
-    "Demo",
-    "Doctor",
-    "Pack",
-    "Plan",
-    "Report",
-    "Reproduce",
-    "Train",
-    "Tune",
-    "Verify",
-]
+__all__ = ["Bench", "Command", "Compare", "Demo", "Doctor", "Pack", "Plan", "Report", "Reproduce", "Train"]
+__all__ += ["Tune", "Verify"]
 
 
 _STEPS = """optimizer steps at the task's own batch size; another one gets as many as see equally many
 examples; none for the task's default."""
 _WARMUP = """optimizer steps, as --steps counts them, over which the learning rate rises to its peak; none for
 the task's default."""
+
+
+_Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    tyro.conf.arg(
+        metavar="DTYPE", help="float32, bfloat16 or float16, to hold kept weights in; none for their own."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +163,31 @@ class Pack:
     Args:
         path: run folder, or another checkpoint that says which of its weights are sparse.
         out: safetensors file to write; none for packed.safetensors beside the checkpoint.
-        dtype: float32, bfloat16 or float16, to hold kept weights in; none for their own.
     """
 
     path: tyro.conf.Positional[Path]
     out: Path | None = None
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(metavar="DTYPE")] = None
+    dtype: _Dtype = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time a run's packed model against its dense one, on this machine's CPU.
+
+    Args:
+        folder: run folder of a sparse run.
+        batches: examples at a time; layers are timed at the first.
+        rounds: times that packed and dense take turns, at least 3.
+        threads: of torch; none for its own choice.
+        out: JSON file to write the figures to.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    dtype: _Dtype = None
+    batches: tuple[int, ...] = (1, 16, 64)
+    rounds: int = 15
+    threads: int | None = None
+    out: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,4 +263,4 @@ class Doctor:
     """Say which kernels do the work here, and why, and what else there is."""
 
 
-Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Report | Demo | Doctor
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Bench | Report | Demo | Doctor

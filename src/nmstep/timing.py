@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from settings import Settings
 
 __all__ = ["Step", "Timing", "in_turn", "spread"]
 
@@ -36,20 +35,34 @@ class Timing:
     other_ms: float
 
 
-def in_turn(ours: Step, theirs: Step, settings: Settings, *, calls: int | None = None) -> Timing:
+def in_turn(
+    ours: Step,
+    theirs: Step,
+    *,
+    rounds: int = 15,
+    calls: int | None = None,
+    block: int = _BLOCK,
+    device: torch.device | str = "cpu",
+) -> Timing:
     """Returns the ratio of two programs that take turns, each beginning every other round.
 
     Args:
         ours: called twice before anything is timed, and so is ``theirs``.
         theirs: the opponent.
-        settings: rounds, at least 3; and the device, for a GPU's queue is waited for before the clock is read.
-        calls: in each round. By default one; a hundred of a call that takes less than 2 ms.
+        rounds: that they take turns, at least 3.
+        calls: in each round; by default one, or a block of a call that takes less than 2 ms.
+        block: calls of a short program.
+        device: a GPU's queue is waited for before the clock is read.
     """
-    programs = [(step, _warm(step, settings, calls)) for step in (ours, theirs)]
+    where = torch.device(device)
+    programs = []
+    for step in (ours, theirs):
+        usual = _calls_of(step, block, where)
+        programs.append((step, calls or usual))
     rows = []
-    for turn in range(settings.rounds):
+    for turn in range(rounds):
         order = (0, 1) if turn % 2 == 0 else (1, 0)
-        times = {place: _seconds(*programs[place], settings.device) for place in order}
+        times = {place: _seconds(*programs[place], where) for place in order}
         rows.append((times[0], times[1]))
     ratio, low, high = spread([a / b for a, b in rows])
     return Timing(
@@ -73,11 +86,10 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), inner[0], inner[-1]
 
 
-def _warm(step: Step, settings: Settings, calls: int | None) -> int:
+def _calls_of(step: Step, block: int, device: torch.device) -> int:
     """Calls a program twice, and returns how often to call it in a round."""
     step()
-    short = _seconds(step, 1, settings.device) < _SHORT
-    return calls or (settings.pick(_BLOCK, _BLOCK // 10) if short else 1)
+    return block if _seconds(step, 1, device) < _SHORT else 1
 
 
 def _seconds(step: Step, calls: int, device: torch.device) -> float:
