@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import nmstep
 from nmstep.deploy import PackedLinear, packed_layers
+from nmstep.kernels import packed as packed_kernels
 
 PATTERNS = ["2:4", "1:4", "1:8", "2:8", "1:16"]
 
@@ -281,6 +282,38 @@ def test_torch_attention_keeps_its_weights() -> None:
         assert close(packed(x), model(x))
 
 
+def test_a_small_layer_runs_dense_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_kernels, "_SMALL", 32 * 48)
+    model = mlp()
+    packed = nmstep.pack(model)
+    assert "runs dense" in repr(packed[0])
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        assert torch.equal(packed(x), model(x))
+        packed[0].values.zero_()  # type: ignore[operator]
+        model[0].weight.zero_()
+        assert torch.equal(packed(x), model(x))
+        packed.bfloat16()
+        assert packed(x.bfloat16()).dtype == torch.bfloat16
+    monkeypatch.setattr(packed_kernels, "_SMALL", 32 * 48 - 1)
+    assert "runs dense" not in repr(nmstep.pack(mlp())[0])
+
+
+def test_weights_that_are_written_to_are_seen() -> None:
+    packed = nmstep.pack(mlp())
+    x, twin = torch.randn(3, 32), nmstep.pack(mlp("1:4").bfloat16().float())
+    with torch.no_grad():
+        packed(x)
+        packed[0].bias.fill_(3.0)
+        packed[0].values.mul_(2)  # type: ignore[operator]
+        expected = nn.functional.linear(x, packed[0].weight, packed[0].bias)
+        assert close(packed[0](x), expected)
+        narrow = twin.bfloat16()
+        first = narrow(x.bfloat16())
+        narrow[0].bias.add_(1)
+        assert not torch.equal(narrow(x.bfloat16()), first)
+
+
 def test_an_input_of_another_width() -> None:
     packed = nmstep.pack(mlp())
     with pytest.raises(ValueError, match=r"32 inputs got shape \(2, 31\)"):
@@ -329,6 +362,6 @@ def test_compile_and_export() -> None:
 def test_the_operator_is_registered_as_torch_wants_it() -> None:
     layer = nmstep.pack(masked(nn.Linear(16, 24), "2:4"))
     assert isinstance(layer, PackedLinear)
-    arguments = (torch.randn(3, 16), layer.values, layer.indices, layer.bias.detach(), 24, 2, 4)
+    arguments = (torch.randn(3, 16), layer.values, layer.indices, layer.bias.detach(), 24, 16, 2, 4)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.nmstep.packed_linear.default, arguments, test_utils=checks)

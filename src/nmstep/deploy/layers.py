@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nmstep.kernels.packed import packed_linear
+from nmstep.kernels.packed import PackedProduct
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.tiles import Tiling, as_rows, from_rows, has_rows, pack_rows, unpack_rows
@@ -57,6 +58,7 @@ class PackedLayer(nn.Module):
             for p in like.parameters()
         }
         self._like = [copy.deepcopy(like, memo)]  # in a list, so that it is no submodule
+        self._product = PackedProduct(Tiling.of(self.shape, self.dim, pattern))
         self.train(like.training)
 
     @classmethod
@@ -96,7 +98,7 @@ class PackedLayer(nn.Module):
     @property
     def tiling(self) -> Tiling:
         """How the weight is stored."""
-        return Tiling.of(self.shape, self.dim, self.pattern)
+        return self._product.tiling
 
     @property
     def weight(self) -> Tensor:
@@ -105,7 +107,9 @@ class PackedLayer(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """Returns ``x @ rowsᵀ + bias`` for inputs of shape (…, columns)."""
-        return packed_linear(x, self.values, self.indices, self.bias, self.tiling.rows, self.pattern)
+        # By torch's dictionaries, since looking attributes up takes as long as a small product.
+        buffers: dict[str, Any] = self._buffers
+        return self._product(x, buffers["values"], buffers["indices"], self._parameters["bias"])
 
     def dense(self) -> nn.Module:
         """Returns the dense layer, with whose bias this one shares memory."""
@@ -115,9 +119,10 @@ class PackedLayer(nn.Module):
         return module.train(self.training)
 
     def extra_repr(self) -> str:
-        """Returns the dense layer's settings, the pattern and what values are held in."""
+        """Returns the dense layer's settings, the pattern, what values are held in, and whether it runs dense."""
         own = self.like.extra_repr() or f"nf={self.tiling.rows}, nx={self.tiling.columns}"
-        return f"{own}, pattern={self.pattern}, dtype={self.values.dtype}"
+        runs = ", runs dense" if self._product.runs_dense else ""
+        return f"{own}, pattern={self.pattern}, dtype={self.values.dtype}{runs}"
 
 
 class PackedLinear(PackedLayer):
@@ -129,12 +134,6 @@ class PackedLinear(PackedLayer):
         Raises:
             ValueError: the last dimension of ``x`` is not the layer's number of inputs.
         """
-        inputs = self.tiling.columns
-        if x.shape[-1:] != (inputs,):
-            raise ValueError(
-                f"a packed layer of {inputs} inputs got shape {tuple(x.shape)}, whose last dimension is not "
-                f"{inputs}"
-            )
         return self.product(x)
 
 

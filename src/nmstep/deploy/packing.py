@@ -58,7 +58,7 @@ def pack(
         >>> with torch.no_grad():
         ...     _ = model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
         >>> nmstep.pack(model)[0]
-        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32)
+        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32, runs dense)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a module, got a {type(model).__name__}")

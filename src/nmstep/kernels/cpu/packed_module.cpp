@@ -89,8 +89,12 @@ struct PackedScratch {
     float *const memory;
 };
 
+// Multiply-adds that one thread has done before another would have begun.
+constexpr int64_t kAlone = 1 << 16;
+
 template <class V, class X>
 void multiply(const Packed<V> &weight, const X *x, X *y, int64_t batch, int threads) {
+    if (batch * weight.layout.rows <= kAlone / weight.layout.kept()) threads = 1;
     const PackedProducts<V, X> &kernels = products<V, X>();
     PackedCall<V, X> call{weight, x, y, kernels.plan(weight.layout, batch, threads), nullptr};
     const PackedScratch scratch(call.plan.scratch);
