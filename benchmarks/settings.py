@@ -44,9 +44,7 @@ class Settings:
 
     def in_turn(self, ours: Step, theirs: Step, *, calls: int | None = None) -> Timing:
         """Returns the ratio of two programs that take turns."""
-        block = self.pick(
-            100, 10
-        )  # as many as lie between two samples of layers
+        block = self.pick(100, 10)  # as many as lie between two samples of layers
         return in_turn(ours, theirs, rounds=self.rounds, calls=calls, block=block, device=self.device)
 
     def weights(self, full: int, quick: int) -> int:

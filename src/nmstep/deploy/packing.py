@@ -54,6 +54,7 @@ def pack(
         TypeError: ``model`` is no module.
 
     Example:
+        >>> import nmstep
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> with torch.no_grad():
         ...     _ = model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
