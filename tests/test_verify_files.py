@@ -244,7 +244,7 @@ def test_empty_files(name: str, tmp_path: Path) -> None:
 
 
 def test_paths_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing to verify at '.*gone.pt': no such file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"nothing to read at '.*gone.pt': no such file or folder"):
         verify(tmp_path / "gone.pt", "2:4")
     with pytest.raises(FileNotFoundError, match=r"expected one of model.safetensors.*found nothing"):
         verify(tmp_path, "2:4")

@@ -16,10 +16,22 @@ from torch import Tensor, nn
 
 from nmstep.patterns import NMPattern
 
-__all__ = ["LANES", "Tiling", "as_rows", "from_rows", "has_rows", "misplaced", "pack_rows", "unpack_rows"]
+__all__ = [
+    "LANES",
+    "MOST_M",
+    "Tiling",
+    "as_rows",
+    "from_rows",
+    "has_rows",
+    "misplaced",
+    "pack_rows",
+    "unpack_rows",
+]
 
 #: Rows of a tile.
 LANES = 16
+#: The largest group that is packed.
+MOST_M = 64
 _WORD = 32
 _TILES_AT_A_TIME = 32  # bounds what packing and unpacking need beside their result
 
@@ -86,10 +98,12 @@ class Tiling:
 
 
 def has_rows(shape: Sequence[int], dim: int, pattern: NMPattern) -> bool:
-    """Whether a weight whose groups run along ``dim`` has a row for each output, and each group in one piece.
+    """Whether a weight whose groups run along ``dim`` can be packed: with rows, and each group in one piece.
 
     So have (out, in), (in, out) and the (out, in, …) of a convolution, if only the last group of a row is short.
     """
+    if not 1 <= pattern.n < pattern.m <= MOST_M or not math.prod(shape):
+        return False
     if len(shape) == 2:
         return dim in (0, 1)
     return len(shape) > 2 and dim == 1 and (shape[1] % pattern.m == 0 or math.prod(shape[2:]) == 1)

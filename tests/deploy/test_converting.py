@@ -121,3 +121,19 @@ def test_tensors_of_several_names_come_back(tmp_path: Path) -> None:
     loaded = nmstep.load_packed(packed.path, tied())
     unpacked = nmstep.unpack(loaded).state_dict()
     assert all(torch.equal(unpacked[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64])
+def test_dtypes_that_values_are_not_held_in(checkpoint: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"not in {dtype}"):
+        pack_file(checkpoint, checkpoint / "packed.safetensors", dtype=dtype)
+
+
+def test_names_that_a_wrapper_gave(trained: nn.Module, checkpoint: Path) -> None:
+    plan = json.dumps(nmstep.plan(trained, "2:4").to_dict())
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in trained.state_dict().items()}
+    save_file(wrapped, checkpoint / "model.safetensors", {"nm_sparsity": plan})
+    packed = pack_file(checkpoint, checkpoint / "packed.safetensors", dtype=torch.bfloat16)
+    assert sorted(packed.layers) == ["0", "2", "3.linear1", "3.linear2"]
+    assert packed.dense < sum(t.nbytes for t in trained.state_dict().values())  # in the same dtypes
+    nmstep.load_packed(packed.path, model())

@@ -76,6 +76,32 @@ def test_shards(packed: nn.Module, tmp_path: Path) -> None:
         nmstep.load_packed(tmp_path / "model.safetensors.index.json", on_meta())
 
 
+def test_a_single_layer_comes_back(tmp_path: Path) -> None:
+    layer = nn.Linear(32, 24)
+    with torch.no_grad():
+        layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:4"))
+    packed = nmstep.pack(layer)
+    nmstep.save_packed(packed, tmp_path / "layer.safetensors")
+    assert same(nmstep.load_packed(tmp_path / "layer.safetensors", nn.Linear(32, 24)), packed)
+
+
+def test_one_name_is_one_model(packed: nn.Module, path: Path) -> None:
+    nmstep.save_packed(packed, path, shard_bytes=2000)
+    assert not path.exists()
+    nmstep.save_packed(packed, path)
+    assert not path.with_name("model.safetensors.index.json").exists()
+    for wrong in (0, -5, 1.5):
+        with pytest.raises(ValueError, match="positive number of bytes"):
+            nmstep.save_packed(packed, path, shard_bytes=wrong)  # type: ignore[arg-type]
+
+
+def test_an_index_that_names_itself(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(ValueError, match="points outside"):
+        nmstep.load_packed(index, skeleton())
+
+
 def test_tied_tensors_are_written_once(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(64, 32), nn.Linear(32, 32), nn.Linear(32, 64, bias=False))
     model[2].weight = model[0].weight
@@ -86,7 +112,7 @@ def test_tied_tensors_are_written_once(tmp_path: Path) -> None:
     assert "2.weight" not in load_file(tmp_path / "tied.safetensors")
     loaded = nmstep.load_packed(tmp_path / "tied.safetensors", model)
     assert same(loaded, packed)
-    assert loaded[2].weight.data_ptr() == loaded[0].weight.data_ptr()
+    assert loaded[2].weight is loaded[0].weight
 
 
 @pytest.mark.parametrize(("pattern", "bits"), [("2:4", 4), ("1:4", 2), ("1:8", 3), ("1:16", 4)])
@@ -123,6 +149,9 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str
     ("other dimension", lambda _, d: d["layers"]["0"].update(dim=0), "along dimension 0, but"),
     ("no dimension", lambda _, d: d["layers"]["0"].update(dim=None), "a dimension"),
     ("other pattern", lambda _, d: d["layers"]["0"].update(pattern="1:4"), "expected shape"),
+    ("large groups", lambda _, d: d["layers"]["0"].update(pattern="1:2000000000"), "to pack"),
+    ("larger groups", lambda _, d: d["layers"]["0"].update(pattern=f"1:{10**22}"), "to pack"),
+    ("a pattern that keeps all", lambda _, d: d["layers"]["0"].update(pattern="4:4"), "to pack"),
     ("other m", lambda _, d: d["layers"]["0"].update(pattern="4:8"), "expected shape"),
     ("unknown layer", lambda _, d: d["layers"].update(nine=d["layers"]["0"]), "no such layer"),
     ("not a layer", lambda _, d: d["layers"].update({"1": d["layers"]["0"]}), "BatchNorm1d"),
@@ -149,6 +178,11 @@ def test_what_does_not_agree_is_refused(path: Path, change: Callable[..., object
 def test_a_model_of_other_sizes_is_refused(path: Path) -> None:
     with pytest.raises(ValueError, match=r"'0' with a weight of shape \(48, 32\) .* \(48, 64\)"):
         nmstep.load_packed(path, skeleton(64))
+
+
+def test_what_is_no_model_is_refused(path: Path) -> None:
+    with pytest.raises(TypeError, match=r"takes a module .* got a dict"):
+        nmstep.load_packed(path, {})  # type: ignore[arg-type]
 
 
 def test_a_dense_file_is_refused(tmp_path: Path) -> None:

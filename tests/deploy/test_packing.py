@@ -7,14 +7,16 @@ import io
 import pickle
 import warnings
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmstep
 from nmstep.deploy import PackedLinear, packed_layers
-from nmstep.kernels import packed as packed_kernels
+from nmstep.kernels.packed import PackedProduct
 
 PATTERNS = ["2:4", "1:4", "1:8", "2:8", "1:16"]
 
@@ -112,8 +114,52 @@ def test_the_model_is_left_as_it_was_and_shares_what_stays_dense() -> None:
     packed = nmstep.pack(model)
     assert isinstance(model[0], nn.Linear)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
-    assert packed[1].weight is model[1].weight
-    assert packed[0].bias is model[0].bias
+    assert packed[1].weight.data_ptr() == model[1].weight.data_ptr()
+    assert packed[0].bias.data_ptr() == model[0].bias.data_ptr()
+
+
+def test_casting_the_packed_model_leaves_the_other_as_it_is() -> None:
+    model = mlp()
+    packed = nmstep.pack(model).to(torch.bfloat16)
+    assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        dense = model.to(torch.bfloat16)(x.bfloat16())
+        assert torch.allclose(packed(x.bfloat16()).float(), dense.float(), atol=0.05)
+    assert {p.dtype for p in nmstep.unpack(packed).parameters()} == {torch.bfloat16}
+
+
+def test_values_held_narrower_unpack_to_the_layers_own_dtype() -> None:
+    model = mlp().requires_grad_(False)
+    back = nmstep.unpack(nmstep.pack(model, dtype=torch.bfloat16))
+    assert {p.dtype for p in back.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in back.parameters())
+    with torch.no_grad():
+        assert torch.equal(back[0].weight, model[0].weight.bfloat16().float())
+        back(torch.randn(2, 32))
+
+
+def test_what_would_be_lost_stays_dense() -> None:
+    model = nn.Sequential(*[masked(nn.Linear(16, 16), "2:4") for _ in range(4)])
+    model[0].register_forward_hook(lambda *_: None)
+    model[1].forward = lambda x: x  # type: ignore[method-assign]
+    model[2].register_buffer("scale", torch.ones(1))
+    with pytest.warns(UserWarning, match=r"3 sparse parameter\(s\) stay dense.*without hooks"):
+        assert list(packed_layers(nmstep.pack(model, "2:4"))) == ["3"]
+
+
+def test_layers_that_share_a_weight_share_what_is_packed() -> None:
+    model = nn.Sequential(masked(nn.Linear(16, 16), "2:4"), nn.Linear(16, 16))
+    model[1].weight = model[0].weight
+    packed = nmstep.pack(model, "2:4")
+    assert packed[0].values is packed[1].values
+    back = nmstep.unpack(packed)
+    assert back[0].weight is back[1].weight
+
+
+def test_a_packed_model_is_not_packed_again() -> None:
+    with pytest.raises(ValueError, match="is packed already"):
+        nmstep.pack(nmstep.pack(mlp()))
 
 
 def test_a_layer_of_two_names_is_packed_once() -> None:
@@ -282,23 +328,6 @@ def test_torch_attention_keeps_its_weights() -> None:
         assert close(packed(x), model(x))
 
 
-def test_a_small_layer_runs_dense_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_kernels, "_SMALL", 32 * 48)
-    model = mlp()
-    packed = nmstep.pack(model)
-    assert "runs dense" in repr(packed[0])
-    x = torch.randn(3, 32)
-    with torch.no_grad():
-        assert torch.equal(packed(x), model(x))
-        packed[0].values.zero_()  # type: ignore[operator]
-        model[0].weight.zero_()
-        assert torch.equal(packed(x), model(x))
-        packed.bfloat16()
-        assert packed(x.bfloat16()).dtype == torch.bfloat16
-    monkeypatch.setattr(packed_kernels, "_SMALL", 32 * 48 - 1)
-    assert "runs dense" not in repr(nmstep.pack(mlp())[0])
-
-
 def test_weights_that_are_written_to_are_seen() -> None:
     packed = nmstep.pack(mlp())
     x, twin = torch.randn(3, 32), nmstep.pack(mlp("1:4").bfloat16().float())
@@ -310,14 +339,61 @@ def test_weights_that_are_written_to_are_seen() -> None:
         assert close(packed[0](x), expected)
         narrow = twin.bfloat16()
         first = narrow(x.bfloat16())
-        narrow[0].bias.add_(1)
+        narrow[0].bias.data.add_(1)
         assert not torch.equal(narrow(x.bfloat16()), first)
 
 
-def test_an_input_of_another_width() -> None:
-    packed = nmstep.pack(mlp())
-    with pytest.raises(ValueError, match=r"32 inputs got shape \(2, 31\)"):
-        packed(torch.randn(2, 31))
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.randn(2, 31), r"32 inputs got torch.float32 of shape \(2, 31\)"),
+        (torch.tensor(1.0), "32 inputs got"),
+        (torch.ones(2, 32, dtype=torch.int64), "expected floating numbers"),
+    ],
+)
+def test_inputs_that_a_layer_does_not_take(x: Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        nmstep.pack(mlp())(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    model = mlp()
+    packed, x = nmstep.pack(model), torch.randn(4, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        dense, found = model(x), packed(x)
+    assert found.dtype == dense.dtype == dtype
+    assert torch.allclose(found.float(), dense.float(), atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_records_the_product() -> None:
+    packed = nmstep.pack(mlp()).requires_grad_(False)
+    x, y = torch.randn(4, 32), torch.randn(4, 32)
+    traced = torch.jit.trace(packed, (x,))
+    recorded = make_fx(packed)(x)
+    with torch.no_grad():
+        assert torch.equal(traced(y), packed(y))
+        assert torch.equal(recorded(y), packed(y))
+
+
+def test_several_threads_with_several_weights() -> None:
+    layer = nmstep.pack(masked(nn.Linear(256, 64), "2:4"))
+    assert isinstance(layer, PackedLinear)
+    x, wrong = torch.randn(2, 256), []
+
+    def work(values: Tensor) -> None:
+        with torch.no_grad():
+            expected = PackedProduct(layer.tiling)(x, values, layer.indices, None)
+            found = [layer._product(x, values, layer.indices, None) for _ in range(50)]
+            wrong.extend(y for y in found if not torch.equal(y, expected))
+
+    threads = [Thread(target=work, args=(layer.values * scale,)) for scale in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_backward_pass_is_an_error() -> None:
@@ -344,6 +420,19 @@ def test_copies_and_pickles_run() -> None:
     with torch.no_grad():
         for twin in copies(packed):
             assert torch.equal(twin(x), packed(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_convolutions_export_for_any_batch() -> None:
+    conv = nn.Conv2d(16, 8, 3)
+    with torch.no_grad():
+        conv.weight.mul_(nmstep.nm_mask(conv.weight, "1:4"))
+        packed = nmstep.pack(conv)
+        exported = torch.export.export(
+            packed, (torch.randn(2, 16, 6, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+        x = torch.randn(5, 16, 6, 6)
+        assert torch.equal(exported.module()(x), packed(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")

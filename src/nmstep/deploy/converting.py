@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmstep.deploy.description import PARTS, StoredLayer, describe
-from nmstep.deploy.writing import write_tensors
+from nmstep.deploy.description import PARTS, StoredLayer, describe, part_of
+from nmstep.deploy.packing import check_dtype
+from nmstep.deploy.writing import check_path, write_tensors
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.tiles import as_rows, has_rows, pack_rows
 from nmstep.verify import verify
 from nmstep.verify.files import open_path
-from nmstep.verify.stored import Stored
+from nmstep.verify.stored import Stored, plain_name
 
 __all__ = ["PackedFile", "pack_file"]
 
@@ -59,6 +60,8 @@ def pack_file(
         FileNotFoundError: there is no such source.
         ValueError: the source has no plan, or cannot be read; or the path has another ending.
     """
+    check_dtype(dtype)
+    check_path(Path(path))
     stored = open_path(Path(source))
     if not isinstance(stored.promise, SparsityPlan):
         raise ValueError(
@@ -66,23 +69,28 @@ def pack_file(
             f"model, and write that with nmstep.save_packed(nmstep.pack(model, pattern), path)"
         )
     verify(source).raise_if_failed()
-    plan = {name: entry for entry in stored.promise.sparse for name in (entry.name, *entry.aliases)}
+    plan = {
+        plain_name(name): entry for entry in stored.promise.sparse for name in (entry.name, *entry.aliases)
+    }
     tensors: dict[str, Tensor] = {}
     layers: dict[str, StoredLayer] = {}
     left, dense = [], 0
-    for name, tensor in stored.tensors.items():
+    for stored_name, tensor in stored.tensors.items():
+        name = plain_name(stored_name)
         value, entry = tensor.read(), plan.get(name)
-        dense += value.nbytes
+        size = value.nbytes
         if entry is not None and _is_packable(entry):
             assert entry.pattern is not None
             assert entry.dim is not None
-            owner = name.removesuffix(".weight")
+            owner = _owner(name)
             layers[owner] = StoredLayer(entry.pattern, tuple(value.shape), entry.dim)
             packed = pack_rows(as_rows(value, entry.dim), entry.pattern, dtype=dtype)
-            tensors |= dict(zip((f"{owner}.{part}" for part in PARTS), packed, strict=True))
+            size = value.numel() * packed[0].itemsize
+            tensors |= {part_of(owner, part): packed[place] for place, part in enumerate(PARTS)}
         else:
             tensors[name] = value
             left += [] if entry is None else [name]
+        dense += size
     if not layers:
         raise ValueError(
             f"nothing to pack in {stored.label}: it has no sparse layer of a kind that is packed"
@@ -92,16 +100,21 @@ def pack_file(
     return PackedFile(Path(path), written, dense, layers, tuple(left))
 
 
+def _owner(name: str) -> str:
+    """Returns the name of the layer that has this weight."""
+    return name.rpartition(".")[0]
+
+
 def _aliases(stored: Stored, layers: dict[str, StoredLayer]) -> dict[str, str]:
     """Returns the first name of a tensor for each of its others, as a run's metadata says; packs both or none."""
     found: dict[str, str] = {}
     for alias, name in stored.metadata.items():
         if name not in stored.tensors or alias in stored.tensors:
             continue
-        other, owner = alias.removesuffix(".weight"), name.removesuffix(".weight")
-        if name.endswith(".weight") and owner in layers:
+        other, owner = _owner(alias), _owner(name)
+        if name.rpartition(".")[2] == "weight" and owner in layers:
             layers[other] = layers[owner]
-            found |= {f"{other}.{part}": f"{owner}.{part}" for part in PARTS}
+            found |= {part_of(other, part): part_of(owner, part) for part in PARTS}
         else:
             found[alias] = name
     return found
@@ -110,8 +123,7 @@ def _aliases(stored: Stored, layers: dict[str, StoredLayer]) -> dict[str, str]:
 def _is_packable(entry: PlanEntry) -> bool:
     return (
         entry.kind in _KINDS
-        and entry.name.endswith(".weight")
+        and entry.name.rpartition(".")[2] == "weight"
         and entry.pattern is not None
-        and not entry.pattern.is_dense
         and has_rows(entry.shape, entry.dim or 0, entry.pattern)
     )

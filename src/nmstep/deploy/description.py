@@ -11,11 +11,16 @@ from nmstep.patterns import NMPattern
 from nmstep.tiles import Tiling, has_rows
 from nmstep.verify.stored import Stored
 
-__all__ = ["PARTS", "StoredLayer", "describe", "described"]
+__all__ = ["PARTS", "StoredLayer", "describe", "described", "part_of"]
 
-KEY, _VERSION = "nmstep_packed", 1
+_KEY, _VERSION = "nmstep_packed", 1
 #: A packed layer's tensors.
 PARTS = ("values", "indices")
+
+
+def part_of(name: str, part: str) -> str:
+    """Returns the name of a layer's tensor; a model that is one layer has the name ``""``."""
+    return f"{name}.{part}" if name else part
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class StoredLayer:
         if not all(type(size) is int and size > 0 for size in shape) or type(dim) is not int:
             raise ValueError(f"shape {shape} and dimension {dim!r} are no positive sizes and a dimension")
         if not has_rows(shape, dim, pattern):
-            raise ValueError(f"a weight of shape {shape} has no {pattern} rows along dimension {dim}")
+            raise ValueError(f"a weight of shape {shape} has no {pattern} rows along dimension {dim} to pack")
         return cls(pattern, shape, dim)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> d
         aliases: the first name of a tensor for each of its others, which are not in the file.
     """
     named = {name: layer.to_dict() for name, layer in layers.items()}
-    return {KEY: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
+    return {_KEY: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
 
 
 def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
@@ -74,14 +79,14 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
     Raises:
         ValueError: the file is no packed model, or what it says of itself cannot be read.
     """
-    if KEY not in stored.metadata:
+    if _KEY not in stored.metadata:
         raise ValueError(
-            f"{stored.label} is no packed model: its metadata has no {KEY!r}; nmstep.save_packed writes it"
+            f"{stored.label} is no packed model: its metadata has no {_KEY!r}; nmstep.save_packed writes it"
         )
     try:
-        description = json.loads(stored.metadata[KEY])
+        description = json.loads(stored.metadata[_KEY])
         version, aliases = description["version"], description["aliases"]
-        if version != _VERSION:
+        if type(version) is not int or version != _VERSION:
             raise ValueError(f"version {version!r} is not known, expected {_VERSION}")
         if not all(isinstance(name, str) for name in aliases.values()):
             raise ValueError("aliases are not names")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nmstep.kernels.packed import PackedProduct
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
-from nmstep.tiles import Tiling, as_rows, from_rows, has_rows, pack_rows, unpack_rows
+from nmstep.tiles import Tiling, from_rows, has_rows, unpack_rows
 
 __all__ = ["PackedConv", "PackedLayer", "PackedLinear", "packed_type"]
 
@@ -22,24 +22,38 @@ def packed_type(module: nn.Module, pattern: NMPattern) -> type[PackedLayer] | No
     """Returns the packed layer for a dense one, or None where there is none.
 
     There is one for Linear, transformers' Conv1D, and Conv1d and Conv2d of one group, but for no class derived from
-    them: it may read its weight elsewhere, as the output projection of torch's attention does.
+    them: it may read its weight elsewhere, as the output projection of torch's attention does. Nor is there one for
+    a layer with hooks or a forward of its own, which would be lost.
     """
     dim = reduction_dim(module, "weight")
-    if dim is None or not has_rows(module.get_parameter("weight").shape, dim, pattern):
+    weight = module._parameters.get("weight")
+    if dim is None or weight is None or not has_rows(weight.shape, dim, pattern) or not _is_plain(module):
         return None
     if type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and dim == 0):
         return PackedLinear
     return PackedConv if type(module) in (nn.Conv1d, nn.Conv2d) and module.groups == 1 else None
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer is nothing but its kind, its weight and its bias."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    more = ({*module._parameters} - {"weight", "bias"}, module._buffers, module._modules)
+    return not any(hooks) and not any(more) and "forward" not in vars(module)
+
+
 class PackedLayer(nn.Module):
     """A layer whose weight is N:M and held packed. It takes what the dense layer takes, and runs without gradients.
 
     Args:
-        like: the dense layer, whose settings are copied; its bias is shared, its weight is not kept.
+        like: the dense layer, whose settings are copied; with its bias memory is shared, its weight is not kept.
         pattern: N kept of M.
-        values: kept weights, as :func:`nmstep.tiles.pack_rows` returns them.
-        indices: their places, likewise.
+        values: kept weights, of the shape that :attr:`tiling` names, as :func:`nmstep.tiles.pack_rows` gives them.
+        indices: their places, likewise, int32.
     """
 
     values: Tensor
@@ -48,11 +62,14 @@ class PackedLayer(nn.Module):
 
     def __init__(self, like: nn.Module, pattern: NMPattern, values: Tensor, indices: Tensor) -> None:
         super().__init__()
+        weight, bias = like.get_parameter("weight"), like._parameters.get("bias")
         self.pattern = pattern
         self.register_buffer("values", values)
         self.register_buffer("indices", indices)
-        bias = getattr(like, "bias", None)
-        self.register_parameter("bias", bias)
+        self.register_parameter("bias", None if bias is None else _sharing(bias))
+        # Follows the dtype that the model is cast to, which is the dense weight's; values may be narrower.
+        witness = torch.empty(0, dtype=weight.dtype, device=values.device)
+        self.register_buffer("_dtype", witness, persistent=False)
         memo: dict[int, object] = {
             id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
             for p in like.parameters()
@@ -60,23 +77,6 @@ class PackedLayer(nn.Module):
         self._like = [copy.deepcopy(like, memo)]  # in a list, so that it is no submodule
         self._product = PackedProduct(Tiling.of(self.shape, self.dim, pattern))
         self.train(like.training)
-
-    @classmethod
-    def of(cls, module: nn.Module, pattern: NMPattern, *, dtype: torch.dtype | None = None) -> PackedLayer:
-        """Returns the packed layer of a dense one.
-
-        Args:
-            module: one that :func:`packed_type` has this class for.
-            pattern: of its weight.
-            dtype: to hold values in; the weight's own by default.
-
-        Raises:
-            ValueError: the weight is not N:M.
-        """
-        dim = reduction_dim(module, "weight")
-        assert dim is not None
-        rows = as_rows(module.get_parameter("weight").detach(), dim)
-        return cls(module, pattern, *pack_rows(rows, pattern, dtype=dtype))
 
     @property
     def like(self) -> nn.Module:
@@ -102,7 +102,7 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, unpacked anew each time."""
+        """The dense weight, unpacked anew each time, in the dtype of the values."""
         return from_rows(unpack_rows(self.values, self.indices, self.tiling), self.shape, self.dim)
 
     def product(self, x: Tensor) -> Tensor:
@@ -112,29 +112,45 @@ class PackedLayer(nn.Module):
         return self._product(x, buffers["values"], buffers["indices"], self._parameters["bias"])
 
     def dense(self) -> nn.Module:
-        """Returns the dense layer, with whose bias this one shares memory."""
+        """Returns the dense layer, in the dtype that it had or the model was cast to; its bias shares memory."""
         module = copy.deepcopy(self.like)
-        module.register_parameter("weight", nn.Parameter(self.weight))
-        module.register_parameter("bias", self.bias)
+        weight = self.weight.to(self.get_buffer("_dtype").dtype)
+        needs_grad = self.like.get_parameter("weight").requires_grad
+        module.register_parameter("weight", nn.Parameter(weight, needs_grad))
+        module.register_parameter("bias", None if self.bias is None else _sharing(self.bias))
         return module.train(self.training)
 
     def extra_repr(self) -> str:
-        """Returns the dense layer's settings, the pattern, what values are held in, and whether it runs dense."""
+        """Returns the dense layer's settings, the pattern, and what values are held in."""
         own = self.like.extra_repr() or f"nf={self.tiling.rows}, nx={self.tiling.columns}"
-        runs = ", runs dense" if self._product.runs_dense else ""
-        return f"{own}, pattern={self.pattern}, dtype={self.values.dtype}{runs}"
+        return f"{own}, pattern={self.pattern}, dtype={self.values.dtype}"
+
+
+def _sharing(parameter: nn.Parameter) -> nn.Parameter:
+    """Returns a parameter of the same memory, which casting the other does not change."""
+    return nn.Parameter(parameter.detach(), parameter.requires_grad)
 
 
 class PackedLinear(PackedLayer):
     """A Linear, or a transformers Conv1D, whose weight is packed: ``y = x @ weightᵀ + bias``, x of (…, inputs)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.tiling.columns
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return self.tiling.rows
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
         """Returns the product.
 
         Raises:
-            ValueError: the last dimension of ``x`` is not the layer's number of inputs.
+            ValueError: the input is not floating, or its last dimension is not the layer's number of inputs.
         """
-        return self.product(x)
+        return self.product(input)
 
 
 class PackedConv(PackedLayer):
@@ -182,5 +198,5 @@ def _windows(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
         *(step * d for step, d in zip(steps, conv.dilation, strict=True)),
         1,
     ]
-    windows = x.as_strided([len(x), *out, *conv.kernel_size, x.shape[-1]], strides)
-    return windows.reshape(len(x), *out, math.prod(windows.shape[1 + space :]))
+    windows = x.as_strided([x.shape[0], *out, *conv.kernel_size, x.shape[-1]], strides)
+    return windows.reshape(x.shape[0], *out, math.prod(windows.shape[1 + space :]))

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.layers import PackedLayer, packed_type
-from nmstep.layout import group_views
+from nmstep.layout import group_views, reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.plan import plan as make_plan
 from nmstep.sparsity_plan import SparsityPlan, unwrap
+from nmstep.tiles import MOST_M, as_rows, pack_rows
 from nmstep.verify import verify
 
-__all__ = ["pack", "packed_layers", "replaced", "unpack"]
+__all__ = ["check_dtype", "pack", "packed_layers", "replaced", "unpack"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUPS = (2, 4, 8, 16, 32, 64)
@@ -59,12 +60,13 @@ def pack(
         >>> with torch.no_grad():
         ...     _ = model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
         >>> nmstep.pack(model)[0]
-        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32, runs dense)
+        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a module, got a {type(model).__name__}")
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"values are packed in {', '.join(map(str, _DTYPES))}, not in {dtype}")
+    check_dtype(dtype)
+    if packed_layers(model):
+        raise ValueError(f"this {type(model).__name__} is packed already")
     if plan is not None and (include is not None or tuple(exclude)):
         raise ValueError("a plan says itself what is packed: make it with include or exclude")
     model = unwrap(model)
@@ -80,10 +82,19 @@ def pack(
     verify(model, plan=plan).raise_if_failed()
     patterns = _patterns(model, plan)
 
+    parts: dict[int, tuple[Tensor, Tensor]] = {}  # a weight of two layers is packed once
+
     def make(name: str, module: nn.Module) -> nn.Module:
-        kind = packed_type(module, patterns[name])
+        kind, weight, pattern = (
+            packed_type(module, patterns[name]),
+            module.get_parameter("weight"),
+            patterns[name],
+        )
         assert kind is not None
-        return kind.of(module, patterns[name], dtype=dtype)
+        if id(weight) not in parts:
+            rows = as_rows(weight.detach(), reduction_dim(module, "weight") or 0)
+            parts[id(weight)] = pack_rows(rows, pattern, dtype=dtype)
+        return kind(module, pattern, *parts[id(weight)])
 
     return replaced(model, patterns, make)
 
@@ -101,7 +112,20 @@ def unpack(model: nn.Module) -> nn.Module:
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"this {type(model).__name__} has no packed layer")
-    return replaced(unwrap(model), layers, lambda name, _: layers[name].dense())
+    weights: dict[int, nn.Parameter | None] = {}  # of layers that share one
+
+    def make(name: str, _: nn.Module) -> nn.Module:
+        dense = layers[name].dense()
+        dense._parameters["weight"] = weights.setdefault(id(layers[name].values), dense._parameters["weight"])
+        return dense
+
+    return replaced(unwrap(model), layers, make)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError unless values can be held in ``dtype``; None stands for the weights' own."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"values are packed in {', '.join(map(str, _DTYPES))}, not in {dtype}")
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
@@ -119,12 +143,19 @@ def replaced(
         names: of the modules that are to be replaced; a module of several names is replaced once.
         make: takes a name and the module of that name, and returns what stands there in the copy.
     """
-    memo: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # Tensors of their own for the copy, on the same memory: casting one model leaves the other as it is.
+    memo: dict[int, object] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): buffer.detach() for buffer in model.buffers()}
     for name in names:
         module = model.get_submodule(name)
         if id(module) not in memo:
             memo[id(module)] = make(name, module)
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"this {type(model).__name__} holds something that cannot be copied: {error}"
+        ) from error
 
 
 def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
@@ -137,9 +168,7 @@ def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
         owners = [name.rpartition(".") for name in (entry.name, *entry.aliases)]
         if entry.pattern.is_dense:
             continue
-        if entry.pattern.m <= _GROUPS[-1] and all(
-            part == "weight" and packed_type(modules[owner], entry.pattern) for owner, _, part in owners
-        ):
+        if all(part == "weight" and packed_type(modules[owner], entry.pattern) for owner, _, part in owners):
             patterns |= {owner: entry.pattern for owner, _, _ in owners}
         else:
             dense.append(entry.name)
@@ -151,7 +180,7 @@ def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
         more = f" and {len(dense) - 5} more" if len(dense) > 5 else ""
         warnings.warn(
             f"{len(dense)} sparse parameter(s) stay dense: {', '.join(map(repr, dense[:5]))}{more}. Packed are "
-            f"Linear, transformers' Conv1D, and Conv1d and Conv2d of one group, with M up to {_GROUPS[-1]}",
+            f"Linear, transformers' Conv1D, and Conv1d and Conv2d of one group, without hooks, M up to {MOST_M}",
             stacklevel=3,
         )
     return patterns

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import PARTS, StoredLayer, described
+from nmstep.deploy.description import PARTS, StoredLayer, described, part_of
 from nmstep.deploy.layers import PackedLayer, packed_type
 from nmstep.deploy.packing import replaced
 from nmstep.layout import reduction_dim
@@ -43,7 +43,12 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         FileNotFoundError: there is no such file, or a shard is missing.
         ValueError: the file is damaged, is no packed model, or is one of another model.
         ImportError: safetensors is not installed.
+        TypeError: ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"load_packed takes a module for the weights to go into, got a {type(model).__name__}"
+        )
     stored = open_path(Path(path))
     layers, aliases = described(stored)
     model = unwrap(model)
@@ -55,17 +60,19 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         kind, parts = packed_type(module, layer.pattern), _read_layer(stored, name, layer, aliases)
         if kind is not None:
             kinds[name] = kind
-            tensors |= {f"{name}.values": parts[0], f"{name}.indices": parts[1]}
+            tensors |= {part_of(name, part): tensor for part, tensor in zip(PARTS, parts, strict=True)}
         else:  # the model reads this weight itself
-            tensors[f"{name}.weight"] = from_rows(unpack_rows(*parts, layer.tiling), layer.shape, layer.dim)
-    packed_names = {f"{name}.{part}" for name in layers for part in PARTS}
+            tensors[part_of(name, "weight")] = from_rows(
+                unpack_rows(*parts, layer.tiling), layer.shape, layer.dim
+            )
+    packed_names = {part_of(name, part) for name in layers for part in PARTS}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
     tensors |= {
         alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
     }
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        return kinds[name](module, layers[name].pattern, *(tensors[f"{name}.{part}"] for part in PARTS))
+        return kinds[name](module, layers[name].pattern, *(tensors[part_of(name, part)] for part in PARTS))
 
     packed = replaced(model, kinds, make)
     _load(stored, packed, tensors)
@@ -75,9 +82,13 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> nn.Module:
     """Returns the model's module for a packed layer, whose weight must be of its shape."""
     module = modules.get(name)
-    weight = getattr(module, "weight", None)
-    if module is None or not isinstance(weight, Tensor):
-        what = "no such layer" if module is None else f"a {type(module).__name__} without a weight there"
+    weight = None if module is None else module._parameters.get("weight")
+    if module is None or weight is None:
+        what = (
+            "no such layer"
+            if module is None
+            else f"a {type(module).__name__} without a weight of its own there"
+        )
         raise ValueError(
             f"{stored.label} has a packed layer {name!r}, and the model has {what}{nearest(name, modules)}"
         )
@@ -96,7 +107,7 @@ def _read_layer(
     shapes = (layer.tiling.values_shape, layer.tiling.indices_shape)
     read = []
     for part, shape in zip(PARTS, shapes, strict=True):
-        full = f"{name}.{part}"
+        full = part_of(name, part)
         tensor = stored.tensors.get(aliases.get(full, full))
         if tensor is None or tensor.shape != shape:
             found = "is missing" if tensor is None else f"has shape {tensor.shape}"
@@ -132,6 +143,12 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
     ):
         if names:
             raise ValueError(f"{stored.label} {what}: {', '.join(map(repr, sorted(names)[:5]))}")
+    made: dict[int, nn.Parameter] = {}  # one parameter for a tensor of several names
+    for name, parameter in packed.named_parameters(remove_duplicate=False):
+        tensor = tensors[name]
+        if id(tensor) not in made:
+            made[id(tensor)] = nn.Parameter(tensor, parameter.requires_grad and tensor.is_floating_point())
+        tensors[name] = made[id(tensor)]
     try:
         packed.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

@@ -17,7 +17,7 @@ from nmstep.deploy.packing import packed_layers
 from nmstep.packages import require
 from nmstep.sparsity_plan import unwrap
 
-__all__ = ["save_packed", "without_aliases", "write_tensors"]
+__all__ = ["check_path", "save_packed", "without_aliases", "write_tensors"]
 
 
 @torch.no_grad()
@@ -46,13 +46,21 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
 
 
+def check_path(path: Path) -> None:
+    """Raises ValueError unless a path has the ending of what is written there."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a packed model is written to a .safetensors file, not to {str(path)!r}")
+
+
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str], *, shard_bytes: int | None = None
 ) -> int:
     """Writes tensors with metadata and returns how many bytes the files have; as :func:`save_packed` otherwise."""
     save = require("safetensors.torch", "packed files", extra="cli").save_file
-    if path.suffix != ".safetensors":
-        raise ValueError(f"a packed model is written to a .safetensors file, not to {str(path)!r}")
+    check_path(path)
+    if shard_bytes is not None and not (type(shard_bytes) is int and shard_bytes > 0):
+        raise ValueError(f"shard_bytes={shard_bytes!r}: expected a positive number of bytes")
+    index = path.with_name(f"{path.name}.index.json")
     shards = _shards(tensors, shard_bytes)
     files = [path]
     if shard_bytes is not None:
@@ -63,7 +71,9 @@ def write_tensors(
     if shard_bytes is not None:
         places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
         text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"
-        _replace_file(path.with_name(f"{path.name}.index.json"), partial(Path.write_text, data=text))
+        _replace_file(index, partial(Path.write_text, data=text))
+    # A whole file and an index beside it would be two models under one name.
+    (index if shard_bytes is None else path).unlink(missing_ok=True)
     return sum(file.stat().st_size for file in files)
 
 

@@ -87,7 +87,7 @@ def _open_shards(index: Path) -> Stored:
         raise ValueError(f"{str(index)!r} has no 'weight_map' of tensor names to file names")
     shards: dict[str, Stored] = {}
     for shard in dict.fromkeys(places.values()):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or shard.endswith(".index.json"):
             raise ValueError(f"{str(index)!r} points outside of its folder: {shard!r}")
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{str(index)!r} names shard {shard!r}, which is not beside it")

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "tensors.h"
+#include "numbers.h"
 
 namespace nmstep {
 
@@ -32,11 +32,15 @@ struct Packed {
     PackedLayout layout;
     const V *values;
     const uint32_t *indices;
-    const float *bias;  // or null
+    const float *bias;         // or null
+    const bf16 *narrow_bias;  // or null
 
     const V *values_of(int64_t tile) const { return values + tile * layout.kept() * kTile; }
     const uint32_t *words_of(int64_t tile) const { return indices + tile * layout.words() * kTile; }
-    float bias_of(int64_t row) const { return bias && row < layout.rows ? bias[row] : 0; }
+    float bias_of(int64_t row) const {
+        if (row >= layout.rows) return 0;
+        return bias ? bias[row] : narrow_bias ? load(narrow_bias[row]) : 0;
+    }
 };
 
 // How a batch is cut. Whole blocks of its rows, and a last one of fewer, become the columns of turned inputs; the few

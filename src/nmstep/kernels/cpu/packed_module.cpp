@@ -7,6 +7,7 @@
 #include <new>
 #include <optional>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 #include "threads.h"
@@ -117,9 +118,9 @@ public:
         expect(indices_.dtype() == nb::dtype<int32_t>() || indices_.dtype() == nb::dtype<uint32_t>(),
                "indices must be int32 or uint32");
         if (!bias_) return;
-        expect(bias_->dtype() == nb::dtype<float>() && bias_->ndim() == 1 &&
-                   static_cast<int64_t>(bias_->shape(0)) == layout.rows,
-               "bias must be float32, one value for each row of the weight");
+        narrow_bias_ = expect_bf16_or_fp32(bias_->dtype(), "bias must be float32 or bfloat16");
+        expect(bias_->ndim() == 1 && static_cast<int64_t>(bias_->shape(0)) == layout.rows,
+               "bias must be one value for each row of the weight");
         expect_contiguous(*bias_, "bias must be contiguous");
     }
 
@@ -130,8 +131,8 @@ public:
                 using V = decltype(value);
                 using X = decltype(input);
                 const Packed<V> weight{layout_, static_cast<const V *>(values_.data()),
-                                       static_cast<const uint32_t *>(indices_.data()),
-                                       bias_ ? static_cast<const float *>(bias_->data()) : nullptr};
+                                       static_cast<const uint32_t *>(indices_.data()), bias_as<float>(),
+                                       bias_as<bf16>()};
                 const nb::gil_scoped_release release;
                 nmstep::multiply(weight, static_cast<const X *>(x), static_cast<X *>(y), batch, threads);
             });
@@ -139,8 +140,14 @@ public:
     }
 
 private:
+    template <class T>
+    const T *bias_as() const {
+        const bool is_so = bias_ && narrow_bias_ == std::is_same_v<T, bf16>;
+        return is_so ? static_cast<const T *>(bias_->data()) : nullptr;
+    }
+
     PackedLayout layout_;
-    bool holds_bf16_;
+    bool holds_bf16_, narrow_bias_ = false;
     ReadOnly values_, indices_;
     std::optional<ReadOnly> bias_;
 };
