@@ -78,7 +78,7 @@ def _train(command: commands.Train) -> int:
         return 130
     say(result_line(result))
     if config.recipe != "dense":
-        say(_packed(folder))
+        say(_write_packed(folder))
     say(f"Run folder: {folder}")
     return 0
 
@@ -137,8 +137,8 @@ def _verify(command: commands.Verify) -> int:
     return 0 if report.ok else 1
 
 
-def _packed(folder: Path) -> str:
-    """Packs what a run trained, and returns how large it is."""
+def _write_packed(folder: Path) -> str:
+    """Packs what a run trained, and returns where it is and how large."""
     from nmstep.deploy import pack_file
 
     packed = pack_file(folder, folder / "packed.safetensors")
@@ -205,6 +205,6 @@ def _demo(command: commands.Demo) -> int:
             say(Text(f"{name}/{path.name} {verdict}", style="green" if report.ok else "bold red"))
             status = status if report.ok else 1
             if report.ok:
-                say(_packed(command.out / name))
+                say(_write_packed(command.out / name))
     say(f"Report: {write_report(command.out)}")
     return status
