@@ -157,5 +157,5 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
     if left:
         raise ValueError(
             f"the model on the meta device computes {', '.join(map(repr, left[:5]))} when it is made, and the file "
-            f"does not hold it: make the model on the CPU"
+            f"does not hold it: make the model on the CPU, or its buffers, as accelerate.init_empty_weights does"
         )
