@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nmstep.experiments.files import read_json, write_atomically
+from nmstep.files import read_json, write_atomically
 from nmstep.reports.plots.style import INK, tidy
 
 __all__ = ["draw"]

@@ -17,7 +17,7 @@ from settings import Settings, parser, settings_of
 
 from nmstep import kernels
 from nmstep.experiments.environment import environment
-from nmstep.experiments.files import write_json
+from nmstep.files import write_json
 from nmstep.timing import Timing
 
 __all__ = ["Part", "Row", "alone", "head", "missed", "record", "row_of", "show", "take"]

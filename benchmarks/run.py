@@ -22,7 +22,7 @@ import trace_overhead
 import training_step
 from settings import parser, settings_of
 
-from nmstep.experiments.files import write_json
+from nmstep.files import write_json
 
 MODULES = (training_step, sizes, mask_alone, iterations, memory, thread_pools, trace_overhead)
 PARTS = {module.PART.name: module.PART for module in MODULES}

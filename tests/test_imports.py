@@ -12,7 +12,7 @@ import nmstep
 SOURCE = Path(nmstep.__file__).parent
 # A room may import from its own line and from lines above it.
 ROOMS = [
-    ["names", "patterns", "packages", "late", "timing"],
+    ["names", "patterns", "packages", "late", "timing", "files"],
     ["layout"],
     ["masks", "tiles"],
     ["kernels"],

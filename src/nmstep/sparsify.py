@@ -97,7 +97,7 @@ class Sparsifier:
         if not self._adopt():
             self._machine.begin()
         self._handles = [
-            # Called as they are where torch.compile traces the step: one that is traced is not always run.
+            # Called as they are where torch.compile traces the step: traced, the first step was lost.
             optimizer.register_step_pre_hook(torch.compiler.disable(self._machine.before_step)),
             optimizer.register_step_post_hook(torch.compiler.disable(self._machine.after_step)),
             optimizer.register_state_dict_pre_hook(self._before_save),

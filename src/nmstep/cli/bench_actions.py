@@ -19,8 +19,8 @@ from nmstep.deploy import pack
 from nmstep.deploy.speed import LayerSpeed, Speed, layer_speeds, model_speed
 from nmstep.experiments import RunConfig, load_task
 from nmstep.experiments.environment import environment
-from nmstep.experiments.files import write_json
 from nmstep.experiments.weights import load_weights
+from nmstep.files import write_json
 from nmstep.sparsity_plan import SparsityPlan
 from nmstep.tasks.task import Batch, Task
 from nmstep.verify.files import open_path

@@ -63,7 +63,6 @@ class PackedLayer(nn.Module):
     def __init__(self, like: nn.Module, pattern: NMPattern, values: Tensor, indices: Tensor) -> None:
         super().__init__()
         weight, bias = like.get_parameter("weight"), like._parameters.get("bias")
-        self.pattern = pattern
         self.register_buffer("values", values)
         self.register_buffer("indices", indices)
         self.register_parameter("bias", None if bias is None else _sharing(bias))
@@ -94,6 +93,11 @@ class PackedLayer(nn.Module):
     def shape(self) -> tuple[int, ...]:
         """The dense weight's shape."""
         return tuple(self.like.get_parameter("weight").shape)
+
+    @property
+    def pattern(self) -> NMPattern:
+        """N kept of M."""
+        return self.tiling.pattern
 
     @property
     def tiling(self) -> Tiling:

@@ -70,31 +70,22 @@ def pack(
     if plan is not None and (include is not None or tuple(exclude)):
         raise ValueError("a plan says itself what is packed: make it with include or exclude")
     model = unwrap(model)
-    if pattern is None and plan is None:
+    if plan is None and pattern is None:
         plan = _found_plan(model, include, exclude)
-    elif plan is None and pattern is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*stay dense")
-            plan = make_plan(model, pattern, include=include, exclude=exclude)
-    elif plan is not None and pattern is not None:
-        plan = plan.with_pattern(pattern)
-    assert plan is not None
-    verify(model, plan=plan).raise_if_failed()
+    else:
+        plan = plan or _default_plan(model, pattern, include, exclude)
+        plan = plan if pattern is None else plan.with_pattern(pattern)
+        verify(model, plan=plan).raise_if_failed()
     patterns = _patterns(model, plan)
-
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # a weight of two layers is packed once
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        kind, weight, pattern = (
-            packed_type(module, patterns[name]),
-            module.get_parameter("weight"),
-            patterns[name],
-        )
+        kind, weight = packed_type(module, patterns[name]), module.get_parameter("weight")
         assert kind is not None
         if id(weight) not in parts:
             rows = as_rows(weight.detach(), reduction_dim(module, "weight") or 0)
-            parts[id(weight)] = pack_rows(rows, pattern, dtype=dtype)
-        return kind(module, pattern, *parts[id(weight)])
+            parts[id(weight)] = pack_rows(rows, patterns[name], dtype=dtype)
+        return kind(module, patterns[name], *parts[id(weight)])
 
     return replaced(model, patterns, make)
 
@@ -186,11 +177,19 @@ def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
     return patterns
 
 
-def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]) -> SparsityPlan:
-    """Returns a plan with the pattern that each layer's zeros make."""
+def _default_plan(
+    model: nn.Module, pattern: str | NMPattern | None, include: Iterable[str] | None, exclude: Iterable[str]
+) -> SparsityPlan:
+    """Returns the default plan, without its warning that layers stay dense: they would stay so here anyway."""
+    assert pattern is not None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*stay dense")
-        candidates = make_plan(model, "1:1", include=include, exclude=exclude)
+        return make_plan(model, pattern, include=include, exclude=exclude)
+
+
+def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]) -> SparsityPlan:
+    """Returns a plan with the pattern that each layer's zeros make."""
+    candidates = _default_plan(model, "1:1", include, exclude)
     named = dict(model.named_parameters())
     entries = [
         entry if entry.dim is None else replace(entry, pattern=_sparsest(named[entry.name], entry.dim))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, describe
 from nmstep.deploy.packing import packed_layers
+from nmstep.files import replacing, write_atomically
 from nmstep.packages import require
 from nmstep.sparsity_plan import unwrap
 
@@ -33,6 +33,7 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
             ``path`` with ``.index.json`` after it names them all.
 
     Raises:
+        OSError: as :func:`nmstep.files.replacing`.
         ValueError: no layer is packed, the path has another ending, or a state is no tensor.
         ImportError: safetensors is not installed.
     """
@@ -67,11 +68,12 @@ def write_tensors(
         count = len(shards)
         files = [path.with_stem(f"{path.stem}-{i:05d}-of-{count:05d}") for i in range(1, count + 1)]
     for file, shard in zip(files, shards, strict=True):
-        _replace_file(file, partial(save, shard, metadata=metadata))
+        with replacing(file) as temporary:
+            save(shard, temporary, metadata=metadata)
     if shard_bytes is not None:
         places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
         text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"
-        _replace_file(index, partial(Path.write_text, data=text))
+        write_atomically(index, text.encode())
     # A whole file and an index beside it would be two models under one name.
     (index if shard_bytes is None else path).unlink(missing_ok=True)
     return sum(file.stat().st_size for file in files)
@@ -110,15 +112,3 @@ def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, 
         shards[-1][name] = tensor
         size += tensor.nbytes
     return shards
-
-
-def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # what the user's umask gives, which safetensors does not
-        write(part)
-        part.chmod(mode)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

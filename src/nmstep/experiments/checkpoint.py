@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nmstep.experiments.files import read_json, write_atomically, write_json
+from nmstep.files import read_json, write_atomically, write_json
 
 __all__ = ["load_latest", "save"]
 
@@ -30,7 +30,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> None:
         step: optimizer steps taken.
 
     Raises:
-        OSError: as :func:`~nmstep.experiments.files.write_atomically`; older checkpoints stay.
+        OSError: as :func:`~nmstep.files.write_atomically`; older checkpoints stay.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)

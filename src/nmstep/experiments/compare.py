@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from nmstep.experiments.config import RunConfig, TrainingConfig
-from nmstep.experiments.files import write_json
 from nmstep.experiments.folder import check_folder
 from nmstep.experiments.options import RECIPES, RecipeName
 from nmstep.experiments.pool import Job, Outcome, PoolProgress, run_jobs
 from nmstep.experiments.training import load_task, make_plan, recipe_of
+from nmstep.files import write_json
 from nmstep.names import did_you_mean
 from nmstep.patterns import NMPattern
 

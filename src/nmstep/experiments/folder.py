@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nmstep.experiments.config import RunConfig
-from nmstep.experiments.files import read_json
+from nmstep.files import read_json
 
 __all__ = ["check_folder", "check_same", "only_one"]
 

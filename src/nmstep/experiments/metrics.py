@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nmstep.experiments.files import cannot_save
+from nmstep.files import cannot_save
 
 __all__ = ["MetricsLog", "read_metrics"]
 

@@ -17,13 +17,13 @@ import torch
 from nmstep.experiments import checkpoint
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.environment import environment
-from nmstep.experiments.files import read_json, remove_leftovers, write_json
 from nmstep.experiments.folder import check_folder, only_one
 from nmstep.experiments.metrics import MetricsLog, read_metrics
 from nmstep.experiments.progress import Progress, Silent, Status
 from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
 from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import save_weights
+from nmstep.files import read_json, remove_leftovers, write_json
 
 __all__ = ["run"]
 

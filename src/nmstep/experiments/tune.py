@@ -12,11 +12,11 @@ from typing import Any
 
 from nmstep.experiments.compare import check_jobs
 from nmstep.experiments.config import RunConfig
-from nmstep.experiments.files import write_json
 from nmstep.experiments.options import RecipeName
 from nmstep.experiments.pool import Job, Outcome, PoolProgress, run_jobs
 from nmstep.experiments.training import load_task
 from nmstep.experiments.tune_config import TuneConfig
+from nmstep.files import write_json
 from nmstep.tasks import TaskDefaults
 
 __all__ = ["Point", "Tuning", "tune"]

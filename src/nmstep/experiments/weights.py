@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from nmstep.deploy.writing import without_aliases
-from nmstep.experiments.files import write_atomically
+from nmstep.files import write_atomically
 from nmstep.plan import SparsityPlan
 
 __all__ = ["load_weights", "save_weights"]
@@ -27,7 +27,7 @@ def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> 
         plan: of the model; None for a dense one.
 
     Raises:
-        OSError: as :func:`~nmstep.experiments.files.write_atomically`.
+        OSError: as :func:`~nmstep.files.write_atomically`.
     """
     from safetensors.torch import save
 

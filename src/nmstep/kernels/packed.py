@@ -131,13 +131,10 @@ class _OneWay(torch.autograd.Function):
 
     @staticmethod
     def backward(*_: Any) -> Any:
-        raise RuntimeError(_NO_WAY_BACK)
-
-
-_NO_WAY_BACK = (
-    "a packed layer has no backward pass: run it under torch.no_grad(), or train the model that "
-    "nmstep.unpack(model) returns"
-)
+        raise RuntimeError(
+            "a packed layer has no backward pass: run it under torch.no_grad(), or train the model that "
+            "nmstep.unpack(model) returns"
+        )
 
 
 @torch.library.custom_op("nmstep::packed_linear", mutates_args=())
@@ -155,8 +152,4 @@ def _(
     return x.new_empty(*x.shape[:-1], rows)
 
 
-def _backward(*_: Any) -> Any:
-    raise RuntimeError(_NO_WAY_BACK)
-
-
-_operator.register_autograd(_backward)
+_operator.register_autograd(_OneWay.backward)

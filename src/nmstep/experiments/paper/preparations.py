@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmstep.experiments.files import write_json
 from nmstep.experiments.paper.study import Drift, LayerSearch, run_name
 from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import load_weights
+from nmstep.files import write_json
 from nmstep.recipes.layerwise import dominosearch
 
 __all__ = ["measure_drift", "search_layers"]

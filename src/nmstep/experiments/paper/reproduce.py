@@ -11,7 +11,6 @@ from pathlib import Path
 
 from nmstep.experiments.config import RunConfig
 from nmstep.experiments.environment import environment
-from nmstep.experiments.files import read_json, write_json
 from nmstep.experiments.folder import check_folder, check_same
 from nmstep.experiments.paper.catalogue import study
 from nmstep.experiments.paper.inventory import check_scope
@@ -20,6 +19,7 @@ from nmstep.experiments.paper.study import Drift, LayerSearch, Preparation, Stud
 from nmstep.experiments.paper.workloads import Scope
 from nmstep.experiments.pool import Job, Outcome, PoolProgress, run_jobs
 from nmstep.experiments.training import load_task
+from nmstep.files import read_json, write_json
 from nmstep.tasks import TaskDefaults
 
 __all__ = ["Reproduction", "reproduce"]

@@ -18,11 +18,6 @@ inline Ints ordinals(Ints bits) {
 
 inline Ints ordinals(const float *values) { return ordinals(load_ints(values)); }
 
-inline int32_t ordinal(float value) {
-    const int32_t bits = std::bit_cast<int32_t>(value) & 0x7fffffff;
-    return bits > 0x7f800000 ? 0x7f800001 : bits;
-}
-
 // Groups of M lanes side by side in a vector: each lane meets the others of its group as they rotate by.
 template <int M, int K, int... L>
 inline Ints met_at(Ints mine, std::integer_sequence<int, L...>) {
@@ -128,8 +123,8 @@ inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t co
     }
 }
 
-// Calls work(column) so that vectors from these columns on cover all of them; where there is a vector's worth of columns,
-// the last one starts early enough not to reach beyond, else it does.
+// Calls work(column) so that vectors from these columns on cover all of them; where there is a vector's worth of
+// columns, the last one starts early enough not to reach beyond, else it does.
 template <class Work>
 inline void for_each_vector_of(int64_t columns, Work work) {
     for (int64_t c = 0; c < columns; c += kLanes) work(std::min(c, std::max<int64_t>(0, columns - kLanes)));

@@ -14,7 +14,7 @@ namespace {
 constexpr std::align_val_t kLine{64};
 constexpr int64_t kChunk = 1024;       // values worked on at a time: all scratch stays in the first-level cache
 constexpr int64_t kColumns = 256;      // of a group whose rows lie apart, worked on at a time
-constexpr int64_t kWide = 32768;       // values of such groups that are stepped before masks are chosen: in the second-level cache
+constexpr int64_t kWide = 32768;       // values of such groups that are stepped at a time, in the second-level cache
 constexpr int64_t kSummed = 4096;      // values whose sums are fp32
 constexpr int64_t kBlock = 32768;      // values of a block
 

@@ -55,7 +55,8 @@ void choose_turned(const Chunk &c, int32_t n, Scratch &s) {
 // Marks what is kept of groups one after the other.
 void choose_consecutive(const Chunk &c, int32_t n, Scratch &s) {
     const bool done = with_choice(n, c.rows, [&](auto kept_of) {
-        for (int64_t i = 0; i < c.groups * c.rows; i += kLanes) store_ints(&s.keep[i], kept_of(load_ints(s.latent + i)));
+        for (int64_t i = 0; i < c.groups * c.rows; i += kLanes)
+            store_ints(&s.keep[i], kept_of(load_ints(s.latent + i)));
     });
     if (!done) choose_turned(c, n, s);
 }

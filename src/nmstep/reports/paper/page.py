@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nmstep.experiments.files import write_atomically, write_json
+from nmstep.files import write_atomically, write_json
 from nmstep.reports.extras import require
 from nmstep.reports.paper.bound import show_bound
 from nmstep.reports.paper.criteria import show_criteria

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "remove_leftovers", "write_atomically", "write_json"]
+__all__ = ["read_json", "remove_leftovers", "replacing", "write_atomically", "write_json"]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, or a run resumed after a power cut, sees the old one or the new one.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a ``with`` block a file to write, which takes the place of another once it is whole.
+
+    A reader, or a run resumed after a power cut, sees the old one or the new one.
 
     Args:
         path: in a folder that exists.
-        data: the whole content.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the message names the path, what was
@@ -23,9 +27,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives, which not every writer does
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -35,6 +41,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file of this whole content, as :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, values: Any) -> None:
