@@ -5,7 +5,8 @@ import resource
 import pytest
 import torch
 
-from nmstep.experiments import checkpoint, files, run
+from nmstep import files
+from nmstep.experiments import checkpoint, run
 from nmstep.experiments.metrics import MetricsLog
 
 
