@@ -14,7 +14,7 @@ SOURCE = Path(nmstep.__file__).parent
 ROOMS = [
     ["names", "patterns", "packages", "late", "timing", "files"],
     ["layout"],
-    ["masks", "tiles"],
+    ["masks", "tiles", "quantizing"],
     ["kernels"],
     ["sparsity_plan", "plan"],
     ["switching"],

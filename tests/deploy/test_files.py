@@ -164,6 +164,9 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str
     ("bias shape", lambda t, _: t.update({"0.bias": torch.zeros(3)}), "does not fit the model"),
     ("alias", lambda _, d: d.update(aliases={"0.bias": "zero"}), "'zero' as a tensor of several names"),
     ("alias number", lambda _, d: d.update(aliases={"0.bias": 3}), "aliases are not names"),
+    ("an error below zero", lambda _, d: d["layers"]["0"].update(int8_error=-1.0), "no error of rounding"),
+    ("an error in words", lambda _, d: d["layers"]["0"].update(int8_error="small"), "no error of rounding"),
+    ("no scales", lambda _, d: d["layers"]["0"].update(int8_error=0.01), "'0.scales' is missing"),
     ("indices", lambda t, _: t["0.indices"].zero_(), r"damaged: in '0', row 0, group 0"),
 ]
 

@@ -218,7 +218,7 @@ def test_a_layer_that_is_not_sparse_is_refused_with_its_first_group() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"dtype": torch.int8}, "float32, torch.bfloat16, torch.float16, not in torch.int8"),
+        ({"dtype": torch.int16}, "torch.float16, torch.int8, not in torch.int16"),
         ({"plan": "plan", "exclude": ["0"]}, "a plan says itself"),
         ({"pattern": "two:four"}, "cannot read pattern"),
         ({"pattern": "2:4", "exclude": ["nine"]}, "matches no parameter"),
@@ -260,6 +260,7 @@ CONVOLUTIONS: list[tuple[type[nn.Conv1d | nn.Conv2d], dict[str, object], tuple[i
     (nn.Conv2d, {"kernel_size": 4, "padding": "same", "bias": False}, (2, 16, 8, 8)),
     (nn.Conv2d, {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"}, (2, 16, 8, 8)),
     (nn.Conv2d, {"kernel_size": 1}, (2, 16, 3, 3)),
+    (nn.Conv2d, {"kernel_size": 3, "padding": (1, 2), "stride": (1, 2)}, (3, 16, 17, 30)),  # many windows
     (nn.Conv2d, {"kernel_size": 3}, (16, 7, 7)),
     (nn.Conv1d, {"kernel_size": 5, "padding": 2, "stride": 3}, (2, 16, 20)),
     (nn.Conv1d, {"kernel_size": 1}, (16, 20)),
@@ -280,6 +281,18 @@ def test_convolutions(
             assert packed(x).shape == conv(x).shape
             assert close(packed(x), conv(x))
     assert torch.equal(nmstep.unpack(packed).weight, conv.weight)  # type: ignore[arg-type]
+
+
+def test_a_convolution_is_the_same_however_its_windows_are_laid_out() -> None:
+    conv = nn.Conv2d(32, 24, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(nmstep.nm_mask(conv.weight, "1:4"))
+        packed, x = nmstep.pack(conv), torch.randn(2, 32, 12, 12)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PackedProduct, "of_images", lambda *_: None)
+            expected = packed(x)
+        assert torch.equal(packed(x), expected)
+        assert torch.equal(packed(x.bfloat16()), packed(x.bfloat16().requires_grad_()).detach())
 
 
 def test_inputs_of_any_layout() -> None:
@@ -384,8 +397,8 @@ def test_several_threads_with_several_weights() -> None:
 
     def work(values: Tensor) -> None:
         with torch.no_grad():
-            expected = PackedProduct(layer.tiling)(x, values, layer.indices, None)
-            found = [layer._product(x, values, layer.indices, None) for _ in range(50)]
+            expected = PackedProduct(layer.tiling)(x, values, layer.indices, None, None)
+            found = [layer._product(x, values, layer.indices, None, None) for _ in range(50)]
             wrong.extend(y for y in found if not torch.equal(y, expected))
 
     threads = [Thread(target=work, args=(layer.values * scale,)) for scale in (1.0, 2.0)]
@@ -451,6 +464,7 @@ def test_compile_and_export() -> None:
 def test_the_operator_is_registered_as_torch_wants_it() -> None:
     layer = nmstep.pack(masked(nn.Linear(16, 24), "2:4"))
     assert isinstance(layer, PackedLinear)
-    arguments = (torch.randn(3, 16), layer.values, layer.indices, layer.bias.detach(), 24, 16, 2, 4)
+    tensors = (torch.randn(3, 16), layer.values, layer.indices, None, layer.bias.detach())
+    arguments = (*tensors, 24, 16, 2, 4, True)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.nmstep.packed_linear.default, arguments, test_utils=checks)

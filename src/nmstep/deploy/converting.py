@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmstep.deploy.description import PARTS, StoredLayer, describe, part_of
-from nmstep.deploy.packing import check_dtype
+from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.packing import check_dtype, packed_parts
 from nmstep.deploy.writing import check_path, write_tensors
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
-from nmstep.tiles import as_rows, has_rows, pack_rows
+from nmstep.tiles import as_rows, has_rows
 from nmstep.verify import verify
 from nmstep.verify.files import open_path
 from nmstep.verify.stored import Stored, plain_name
@@ -53,7 +53,7 @@ def pack_file(
     Args:
         source: a file or folder with a plan, as a run folder is; see :func:`nmstep.verify`.
         path: ends in ``.safetensors``.
-        dtype: to hold kept weights in: float32, bfloat16 or float16; their own by default.
+        dtype: to hold kept weights in: float32, bfloat16, float16 or int8; their own by default.
 
     Raises:
         NotSparseError: a weight is not N:M; the message names its first group that is not.
@@ -83,10 +83,11 @@ def pack_file(
             assert entry.pattern is not None
             assert entry.dim is not None
             owner = _owner(name)
-            layers[owner] = StoredLayer(entry.pattern, tuple(value.shape), entry.dim)
-            packed = pack_rows(as_rows(value, entry.dim), entry.pattern, dtype=dtype)
-            size = value.numel() * packed[0].itemsize
-            tensors |= {part_of(owner, part): packed[place] for place, part in enumerate(PARTS)}
+            parts = packed_parts(as_rows(value, entry.dim), entry.pattern, dtype)
+            layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error)
+            layers[owner] = layer
+            size = value.numel() * parts.values.itemsize
+            tensors |= {part_of(owner, part): getattr(parts, part) for part in layer.sizes}
         else:
             tensors[name] = value
             left += [] if entry is None else [name]
@@ -114,7 +115,7 @@ def _aliases(stored: Stored, layers: dict[str, StoredLayer]) -> dict[str, str]:
         other, owner = _owner(alias), _owner(name)
         if name.rpartition(".")[2] == "weight" and owner in layers:
             layers[other] = layers[owner]
-            found |= {part_of(other, part): part_of(owner, part) for part in PARTS}
+            found |= {part_of(other, part): part_of(owner, part) for part in layers[owner].sizes}
         else:
             found[alias] = name
     return found

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nmstep.patterns import NMPattern
-from nmstep.tiles import Tiling, has_rows
+from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import Stored
 
-__all__ = ["PARTS", "StoredLayer", "describe", "described", "part_of"]
+__all__ = ["StoredLayer", "describe", "described", "part_of"]
 
 _KEY, _VERSION = "nmstep_packed", 1
-#: A packed layer's tensors.
-PARTS = ("values", "indices")
 
 
 def part_of(name: str, part: str) -> str:
@@ -31,11 +30,13 @@ class StoredLayer:
         pattern: N kept of M.
         shape: of the dense weight.
         dim: its dimension that groups run along.
+        error: of int8 values: what rounding changed, as :class:`Parts` has it; None for others.
     """
 
     pattern: NMPattern
     shape: tuple[int, ...]
     dim: int
+    error: float | None = None
 
     @property
     def tiling(self) -> Tiling:
@@ -55,11 +56,22 @@ class StoredLayer:
             raise ValueError(f"shape {shape} and dimension {dim!r} are no positive sizes and a dimension")
         if not has_rows(shape, dim, pattern):
             raise ValueError(f"a weight of shape {shape} has no {pattern} rows along dimension {dim} to pack")
-        return cls(pattern, shape, dim)
+        error = values.get("int8_error")
+        if error is not None and (not isinstance(error, float) or not 0 <= error < math.inf):
+            raise ValueError(f"int8_error={error!r} is no error of rounding")
+        return cls(pattern, shape, dim, error)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values."""
-        return {"pattern": str(self.pattern), "shape": list(self.shape), "dim": self.dim}
+        error = {} if self.error is None else {"int8_error": self.error}
+        return {"pattern": str(self.pattern), "shape": list(self.shape), "dim": self.dim, **error}
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the layer's tensors, in the order of :class:`Parts`."""
+        tiling = self.tiling
+        scales = {} if self.error is None else {"scales": (tiling.tiles, LANES)}
+        return {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
 
 
 def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> dict[str, str]:

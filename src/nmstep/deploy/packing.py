@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.layers import PackedLayer, packed_type
+from nmstep.deploy.layer import PackedLayer, Parts
+from nmstep.deploy.layers import packed_type
+from nmstep.kernels.break_even import is_small
 from nmstep.layout import group_views, reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.plan import plan as make_plan
+from nmstep.quantizing import quantized
 from nmstep.sparsity_plan import SparsityPlan, unwrap
-from nmstep.tiles import MOST_M, as_rows, pack_rows
+from nmstep.tiles import MOST_M, Tiling, as_rows, pack_rows
 from nmstep.verify import verify
 
-__all__ = ["check_dtype", "pack", "packed_layers", "replaced", "unpack"]
+__all__ = ["check_dtype", "pack", "packed_layers", "packed_parts", "replaced", "unpack"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 _GROUPS = (2, 4, 8, 16, 32, 64)
 
 
@@ -33,6 +37,7 @@ def pack(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
     dtype: torch.dtype | None = None,
+    fallback: bool = True,
 ) -> nn.Module:
     """Returns the model with its N:M layers packed; what stays dense is shared with ``model``, which is unchanged.
 
@@ -47,7 +52,10 @@ def pack(
         plan: a pattern for each layer.
         include: globs of parameters or modules above them; only these are packed.
         exclude: globs of those that stay dense.
-        dtype: to hold the values in: float32, bfloat16 or float16; each layer's own by default.
+        dtype: to hold the values in: float32, bfloat16, float16, or int8 with a scale for each row of outputs;
+            each layer's own by default.
+        fallback: False to run every layer packed, also where torch's dense one is faster; see
+            :attr:`PackedLayer.dense_from`.
 
     Raises:
         NotSparseError: a layer is not N:M; the message names its first group that is not.
@@ -56,11 +64,11 @@ def pack(
 
     Example:
         >>> import nmstep
-        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4))
         >>> with torch.no_grad():
         ...     _ = model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
         >>> nmstep.pack(model)[0]
-        PackedLinear(in_features=8, out_features=16, bias=True, pattern=2:4, dtype=torch.float32)
+        PackedLinear(in_features=256, out_features=256, bias=True, pattern=2:4, dtype=torch.float32...)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a module, got a {type(model).__name__}")
@@ -77,15 +85,19 @@ def pack(
         plan = plan if pattern is None else plan.with_pattern(pattern)
         verify(model, plan=plan).raise_if_failed()
     patterns = _patterns(model, plan)
-    parts: dict[int, tuple[Tensor, Tensor]] = {}  # a weight of two layers is packed once
+    parts: dict[int, Parts] = {}  # a weight of two layers is packed once
+    owners = Counter(
+        id(module.get_parameter("weight")) for module in {model.get_submodule(n) for n in patterns}
+    )
 
     def make(name: str, module: nn.Module) -> nn.Module:
         kind, weight = packed_type(module, patterns[name]), module.get_parameter("weight")
         assert kind is not None
         if id(weight) not in parts:
             rows = as_rows(weight.detach(), reduction_dim(module, "weight") or 0)
-            parts[id(weight)] = pack_rows(rows, patterns[name], dtype=dtype)
-        return kind(module, patterns[name], *parts[id(weight)])
+            parts[id(weight)] = packed_parts(rows, patterns[name], dtype, small=not fallback)
+        own = fallback and owners[id(weight)] == 1  # held dense, a weight of several layers would be copied
+        return kind(module, patterns[name], parts[id(weight)], fallback=own)
 
     return replaced(model, patterns, make)
 
@@ -107,10 +119,28 @@ def unpack(model: nn.Module) -> nn.Module:
 
     def make(name: str, _: nn.Module) -> nn.Module:
         dense = layers[name].dense()
-        dense._parameters["weight"] = weights.setdefault(id(layers[name].values), dense._parameters["weight"])
+        key = id(layers[name].values if layers[name].dense_from != 0 else layers[name])
+        dense._parameters["weight"] = weights.setdefault(key, dense._parameters["weight"])
         return dense
 
     return replaced(unwrap(model), layers, make)
+
+
+def packed_parts(
+    rows: Tensor, pattern: NMPattern, dtype: torch.dtype | None = None, *, small: bool = False
+) -> Parts:
+    """Returns a weight of shape (outputs, inputs) packed, with values in this dtype or, by default, its own.
+
+    Values of small layers, which run dense, do not become int8 unless ``small`` says so: nothing would be faster.
+
+    Raises:
+        ValueError: as :func:`nmstep.tiles.pack_rows` and :func:`nmstep.quantizing.quantized`.
+    """
+    if dtype is not torch.int8 or (is_small(Tiling(len(rows), rows.shape[1], pattern)) and not small):
+        return Parts(*pack_rows(rows, pattern, dtype=None if dtype is torch.int8 else dtype))
+    values, indices = pack_rows(rows, pattern)
+    whole, scales, error = quantized(values)
+    return Parts(whole, indices, scales, error)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

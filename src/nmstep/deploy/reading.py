@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import PARTS, StoredLayer, described, part_of
-from nmstep.deploy.layers import PackedLayer, packed_type
+from nmstep.deploy.description import StoredLayer, described, part_of
+from nmstep.deploy.layer import PARTS, PackedLayer, Parts
+from nmstep.deploy.layers import packed_type
 from nmstep.deploy.packing import replaced
 from nmstep.layout import reduction_dim
 from nmstep.names import nearest
+from nmstep.quantizing import dequantized
 from nmstep.sparsity_plan import unwrap
 from nmstep.tiles import from_rows, misplaced, unpack_rows
 from nmstep.verify.files import open_path
@@ -29,15 +31,16 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @torch.no_grad()
-def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: bool = True) -> nn.Module:
     """Returns ``model`` with the packed layers and the other weights of a file.
 
-    Dense weights of the packed layers are never in memory: make the model under ``torch.device("meta")``, and
+    Dense weights of layers that run packed are never in memory: make the model under ``torch.device("meta")``, and
     it has none. Tensors are mapped from the file; dense ones are read when they are first used.
 
     Args:
         path: what :func:`save_packed` wrote, a file or the index of several.
         model: of the same layers as the model that was packed, on any device; is not changed.
+        fallback: as in :func:`pack`.
 
     Raises:
         FileNotFoundError: there is no such file, or a shard is missing.
@@ -55,24 +58,26 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
     kinds: dict[str, type[PackedLayer]] = {}
+    read: dict[str, Parts] = {}
     for name, layer in layers.items():
         module = _module_for(stored, name, layer, modules)
         kind, parts = packed_type(module, layer.pattern), _read_layer(stored, name, layer, aliases)
         if kind is not None:
-            kinds[name] = kind
-            tensors |= {part_of(name, part): tensor for part, tensor in zip(PARTS, parts, strict=True)}
+            kinds[name], read[name] = kind, parts
+            tensors |= {part_of(name, part): getattr(parts, part) for part in layer.sizes}
         else:  # the model reads this weight itself
-            tensors[part_of(name, "weight")] = from_rows(
-                unpack_rows(*parts, layer.tiling), layer.shape, layer.dim
-            )
+            rows = unpack_rows(dequantized(parts.values, parts.scales), parts.indices, layer.tiling)
+            tensors[part_of(name, "weight")] = from_rows(rows, layer.shape, layer.dim)
     packed_names = {part_of(name, part) for name in layers for part in PARTS}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
     tensors |= {
         alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
     }
+    shared = {*aliases, *aliases.values()}
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        return kinds[name](module, layers[name].pattern, *(tensors[part_of(name, part)] for part in PARTS))
+        own = fallback and part_of(name, "values") not in shared  # as in packing
+        return kinds[name](module, layers[name].pattern, read[name], fallback=own)
 
     packed = replaced(model, kinds, make)
     _load(stored, packed, tensors)
@@ -100,13 +105,10 @@ def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[
     return module
 
 
-def _read_layer(
-    stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]
-) -> tuple[Tensor, Tensor]:
-    """Returns values and indices of a layer, checked so that no kernel can read beside an input."""
-    shapes = (layer.tiling.values_shape, layer.tiling.indices_shape)
-    read = []
-    for part, shape in zip(PARTS, shapes, strict=True):
+def _read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]) -> Parts:
+    """Returns the tensors of a layer, checked so that no kernel can read beside an input."""
+    read = {}
+    for part, shape in layer.sizes.items():
         full = part_of(name, part)
         tensor = stored.tensors.get(aliases.get(full, full))
         if tensor is None or tensor.shape != shape:
@@ -114,19 +116,20 @@ def _read_layer(
             raise ValueError(
                 f"{stored.label}: {full!r} {found}, expected shape {shape} for {layer.pattern} of {layer.shape}"
             )
-        read.append(tensor.read())
-    values, indices = read
-    if values.dtype not in _DTYPES or indices.dtype != torch.int32:
-        raise ValueError(
-            f"{stored.label}: values and indices of {name!r} are {values.dtype} and {indices.dtype}"
-        )
-    wrong = misplaced(indices, layer.tiling)
+        read[part] = tensor.read()
+    parts = Parts(**read, error=layer.error)
+    dtypes = _DTYPES if layer.error is None else (torch.int8,)
+    is_scaled = parts.scales is None or parts.scales.dtype == torch.float32
+    if parts.values.dtype not in dtypes or parts.indices.dtype != torch.int32 or not is_scaled:
+        found = ", ".join(f"{part} {tensor.dtype}" for part, tensor in read.items())
+        raise ValueError(f"{stored.label}: the tensors of {name!r} are {found}")
+    wrong = misplaced(parts.indices, layer.tiling)
     if wrong is not None:
         raise ValueError(
             f"{stored.label} is damaged: in {name!r}, row {wrong[0]}, group {wrong[1]}, the places of the kept "
             f"weights are not {layer.pattern.n} ascending ones below {layer.pattern.m}"
         )
-    return values, indices
+    return parts
 
 
 def _lookup(stored: Stored, tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.layers import PackedLayer
+from nmstep.deploy.layer import PackedLayer
 from nmstep.deploy.packing import packed_layers
 from nmstep.patterns import NMPattern
 from nmstep.timing import Timing, in_turn

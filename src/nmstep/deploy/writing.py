@@ -43,7 +43,10 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
             f"this {type(model).__name__} has no packed layer: save_packed(nmstep.pack(model), path)"
         )
     tensors, aliases = without_aliases(unwrap(model).state_dict())
-    described = {name: StoredLayer(layer.pattern, layer.shape, layer.dim) for name, layer in layers.items()}
+    described = {
+        name: StoredLayer(layer.pattern, layer.shape, layer.dim, layer.error)
+        for name, layer in layers.items()
+    }
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
 
 

@@ -33,7 +33,7 @@ bool has(const char *name) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("fma");
-    if (name == avx2.name) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (name == avx2.name) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return name == plain.name;
 }

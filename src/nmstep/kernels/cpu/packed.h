@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <type_traits>
 
 #include "numbers.h"
 
@@ -25,6 +26,10 @@ struct PackedLayout {
     int64_t reach() const { return (groups() - 1) * m + (int64_t{1} << bits()); }
 };
 
+// Whether values of this type are multiplied by a scale for each output row.
+template <class V>
+constexpr bool kIsScaled = std::is_same_v<V, int8_t>;
+
 // values[t][l][lane] is the l-th kept weight of row 16 t + lane. Its group is the l / n-th, and its place there is
 // field l % fields of the word indices[t][l / fields][lane].
 template <class V>
@@ -32,6 +37,7 @@ struct Packed {
     PackedLayout layout;
     const V *values;
     const uint32_t *indices;
+    const float *scales;      // of the rows of all tiles, or null where none are needed
     const float *bias;         // or null
     const bf16 *narrow_bias;  // or null
 
@@ -40,6 +46,12 @@ struct Packed {
     float bias_of(int64_t row) const {
         if (row >= layout.rows) return 0;
         return bias ? bias[row] : narrow_bias ? load(narrow_bias[row]) : 0;
+    }
+    // What the sum of a row begins with, and what comes of it in the end.
+    float begin(int64_t row) const { return kIsScaled<V> ? 0 : bias_of(row); }
+    float end(int64_t row, float sum) const {
+        if constexpr (kIsScaled<V>) return sum * scales[row] + bias_of(row);
+        return sum;
     }
 };
 
@@ -64,13 +76,41 @@ struct PackedPlan {
     int64_t columns(int64_t block) const { return block + 1 < blocks ? wide : last; }
 };
 
+// Where the inputs of a row of the batch lie. Those of a convolution are the windows of images whose channels are side
+// by side, a row for each output place; those of a matrix are windows of one place.
+struct Windows {
+    int64_t height, width;                     // of an image's outputs
+    int64_t image, step_y, step_x;             // from one to the next, in values
+    int64_t kernel_width, channels, tap_y, tap_x;
+
+    static Windows of_matrix(int64_t inputs) { return {1, 1, inputs, 0, 0, 1, inputs, 0, 0}; }
+
+    // Where a row begins.
+    int64_t row(int64_t row) const {
+        if (height * width == 1) return row * image;
+        const int64_t place = row % (height * width);
+        return row / (height * width) * image + place / width * step_y + place % width * step_x;
+    }
+    // How far an input is from there; it shares its place with the channels around it.
+    int64_t input(int64_t k) const {
+        if (k < channels) return k;
+        const int64_t tap = k / channels;
+        return tap / kernel_width * tap_y + tap % kernel_width * tap_x + k % channels;
+    }
+};
+
 template <class V, class X>
 struct PackedCall {
     Packed<V> weight;
-    const X *x;  // batch x inputs
-    X *y;        // batch x rows
+    Windows windows;
+    const X *x;
+    int64_t first;  // row of the batch; what the plan counts begins there
+    X *y;           // batch x rows
     PackedPlan plan;
     float *scratch;
+
+    const X *row_of_x(int64_t row) const { return x + windows.row(first + row); }
+    X *row_of_y(int64_t row) const { return y + (first + row) * weight.layout.rows; }
 };
 
 }  // namespace nmstep

@@ -192,11 +192,11 @@ void multiply_few_tiles(const PackedCall<V, X> &c, int64_t row, int64_t tile) {
     constexpr int kWidth = TILES * kTile;
     alignas(64) float sums[ROWS * kWidth];
     const int64_t first = tile * kTile, count = std::min<int64_t>(kWidth, c.weight.layout.rows - first);
-    for (int i = 0; i < ROWS * kWidth; ++i) sums[i] = c.weight.bias_of(first + i % kWidth);
+    for (int i = 0; i < ROWS * kWidth; ++i) sums[i] = c.weight.begin(first + i % kWidth);
     add_few_by_bits<ROWS, TILES>(c.weight, tile, c.scratch + c.plan.few_at + row * c.plan.stride, c.plan.stride, sums);
     for (int r = 0; r < ROWS; ++r) {
-        X *y = c.y + (c.plan.turned + row + r) * c.weight.layout.rows + first;
-        for (int64_t i = 0; i < count; ++i) store(y + i, sums[r * kWidth + i]);
+        X *y = c.row_of_y(c.plan.turned + row + r) + first;
+        for (int64_t i = 0; i < count; ++i) store(y + i, c.weight.end(first + i, sums[r * kWidth + i]));
     }
 }
 
@@ -222,9 +222,12 @@ void multiply_few(const PackedCall<V, X> &c, int64_t block) {
 template <class V, class X>
 void copy_row(const PackedCall<V, X> &c, int64_t row) {
     const int64_t inputs = c.weight.layout.inputs;
-    const X *from = c.x + (c.plan.turned + row) * inputs;
+    const X *start = c.row_of_x(c.plan.turned + row);
     float *to = c.scratch + c.plan.few_at + row * c.plan.stride;
-    for (int64_t i = 0; i < inputs; ++i) to[i] = load(from[i]);
+    for (int64_t k = 0; k < inputs; k += c.windows.channels) {
+        const X *from = start + c.windows.input(k);
+        for (int64_t i = 0; i < c.windows.channels; ++i) to[k + i] = load(from[i]);
+    }
     std::fill(to + inputs, to + c.plan.stride, 0.0f);
 }
 

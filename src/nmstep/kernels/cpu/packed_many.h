@@ -81,10 +81,11 @@ void turn_rows(const PackedCall<V, X> &c, int64_t vector) {
     const int64_t rows = std::min<int64_t>(kLanes, c.plan.turned - row);
     float *to = c.scratch + block * c.plan.wide * reach + row % c.plan.wide;
     Floats square[kLanes];
+    const X *from[kLanes];
+    for (int v = 0; v < rows; ++v) from[v] = c.row_of_x(row + v);
     for (int64_t k = 0; k < reach; k += kLanes) {
-        const int64_t count = std::clamp<int64_t>(inputs - k, 0, kLanes);
-        for (int v = 0; v < kLanes; ++v)
-            square[v] = v < rows ? load_some(c.x + (row + v) * inputs + k, count) : Floats{};
+        const int64_t count = std::clamp<int64_t>(inputs - k, 0, kLanes), at = count ? c.windows.input(k) : 0;
+        for (int v = 0; v < kLanes; ++v) square[v] = v < rows ? load_some(from[v] + at, count) : Floats{};
         turn_square(square);
         for (int v = 0; v < std::min<int64_t>(kLanes, reach - k); ++v) store(to + (k + v) * columns, square[v]);
     }
@@ -99,8 +100,9 @@ struct Decoded {
 
 inline const float *as_floats(const float *values, int64_t, float *) { return values; }
 
-inline const float *as_floats(const bf16 *values, int64_t count, float *own) {
-    for (int64_t i = 0; i < count; ++i) own[i] = load(values[i]);
+template <class V>
+inline const float *as_floats(const V *values, int64_t count, float *own) {
+    for (int64_t i = 0; i < count; i += kLanes) store(own + i, load(values + i));
     return own;
 }
 
@@ -193,11 +195,15 @@ void write_many(const PackedCall<V, X> &c, const float *sums, int64_t block, int
     Floats square[kLanes];
     for (int64_t column = 0; column < columns; column += kLanes)
         for (int64_t row = first; row < std::min(end, rows); row += kLanes) {
-            for (int v = 0; v < kLanes; ++v) square[v] = load(sums + (row - first + v) * columns + column);
+            for (int v = 0; v < kLanes; ++v) {
+                square[v] = load(sums + (row - first + v) * columns + column);
+                if constexpr (kIsScaled<V>)
+                    square[v] = square[v] * c.weight.scales[row + v] + c.weight.bias_of(row + v);
+            }
             turn_square(square);
             const int64_t at = block * c.plan.wide + column;
             for (int v = 0; v < std::min<int64_t>(kLanes, c.plan.turned - at); ++v)
-                store_some(c.y + (at + v) * rows + row, square[v], rows - row);
+                store_some(c.row_of_y(at + v) + row, square[v], rows - row);
         }
 }
 
@@ -207,7 +213,7 @@ void multiply_many(const PackedCall<V, X> &c, int64_t block, int64_t row_block, 
     const int64_t tile = row_block * c.plan.tiles, end = std::min(tile + c.plan.tiles, l.tiles());
     const int64_t columns = c.plan.columns(block), first = tile * kTile;
     for (int64_t row = first; row < end * kTile; ++row)
-        std::fill_n(sums + (row - first) * columns, columns, c.weight.bias_of(row));
+        std::fill_n(sums + (row - first) * columns, columns, c.weight.begin(row));
     add_many(c.weight, c.scratch + block * c.plan.wide * l.reach(), columns, tile, end, sums);
     write_many(c, sums, block, first, end * kTile);
 }

@@ -9,6 +9,10 @@ struct bf16 {
     uint16_t bits;
 };
 
+struct fp16 {
+    uint16_t bits;
+};
+
 // A dense tensor in the order of its memory: `outer` blocks of `size` rows of `inner` values each. Groups run
 // along the rows, M consecutive ones of a column; the last group of a block is short where M does not divide.
 struct Layout {

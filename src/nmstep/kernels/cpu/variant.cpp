@@ -3,6 +3,7 @@
 #include "variant.h"
 
 #include "adam.h"
+#include "packed_expand.h"
 #include "packed_many.h"
 #include "split.h"
 
@@ -24,7 +25,12 @@ constexpr Steps<T, V> steps() {
 
 template <class V, class X>
 constexpr PackedProducts<V, X> products() {
-    return {&plan_product, &turn<V, X>, &multiply<V, X>};
+    return {&plan_product, &turn<V, X>, &multiply<V, X>, &expand<V, X>};
+}
+
+template <class V>
+constexpr PackedKernels<V> packed_kernels() {
+    return {products<V, float>(), products<V, bf16>()};
 }
 
 }  // namespace
@@ -39,10 +45,10 @@ const Variant VARIANT = {NMSTEP_NAME(VARIANT),
                          steps<float, float>(),
                          steps<float, bf16>(),
                          steps<bf16, bf16>(),
-                         products<float, float>(),
-                         products<float, bf16>(),
-                         products<bf16, float>(),
-                         products<bf16, bf16>()};
+                         packed_kernels<float>(),
+                         packed_kernels<bf16>(),
+                         packed_kernels<fp16>(),
+                         packed_kernels<int8_t>()};
 
 #ifdef NMSTEP_COUNTS_BLOCKS
 int64_t blocks_of_groups(const Layout &l) { return divide_up(groups_of(l), groups_in_block(l)); }

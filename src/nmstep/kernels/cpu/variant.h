@@ -37,6 +37,14 @@ struct PackedProducts {
     // Both are told which pieces of the plan's work to do; all turns come before the first product.
     void (*turn)(const PackedCall<V, X> &, int64_t begin, int64_t end);
     void (*multiply)(const PackedCall<V, X> &, int64_t begin, int64_t end);
+    // Writes inputs x rows of some tiles, as many values apart as `stride` says.
+    void (*expand)(const Packed<V> &, X *to, int64_t stride, int64_t begin, int64_t end);
+};
+
+template <class V>
+struct PackedKernels {
+    PackedProducts<V, float> of_fp32;
+    PackedProducts<V, bf16> of_bf16;
 };
 
 struct Variant {
@@ -46,10 +54,11 @@ struct Variant {
     Steps<float, float> fp32_steps;
     Steps<float, bf16> narrow_steps;
     Steps<bf16, bf16> bf16_steps;
-    PackedProducts<float, float> fp32_products;
-    PackedProducts<float, bf16> fp32_of_bf16_products;
-    PackedProducts<bf16, float> bf16_of_fp32_products;
-    PackedProducts<bf16, bf16> bf16_products;
+    // By the type of the weight's values.
+    PackedKernels<float> fp32_products;
+    PackedKernels<bf16> bf16_products;
+    PackedKernels<fp16> fp16_products;
+    PackedKernels<int8_t> int8_products;
 };
 
 extern const Variant plain, avx2, avx512;

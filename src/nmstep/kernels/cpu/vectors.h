@@ -26,6 +26,7 @@ using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+using Bytes = int8_t __attribute__((vector_size(kLanes)));
 
 inline Ints load_ints(const void *from) {
     Ints value;
@@ -45,6 +46,32 @@ inline Floats load(const bf16 *from) {
     Halves value;
     std::memcpy(&value, from, sizeof value);
     return std::bit_cast<Floats>(__builtin_convertvector(value, Bits) << 16);
+}
+
+inline Floats load(const fp16 *from) {
+#if defined(__AVX512F__)
+    return std::bit_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))));
+#elif defined(__AVX2__)
+    return std::bit_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#else
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const Bits wide = __builtin_convertvector(halves, Bits), sign = (wide & 0x8000u) << 16;
+    const Bits bits = (wide & 0x7fffu) << 13;  // exponent and fraction, with an exponent that is 112 too small
+    const Bits scaled = std::bit_cast<Bits>(std::bit_cast<Floats>(bits) * 0x1p112f);
+    const Ints is_finite = std::bit_cast<Ints>(bits) < 0x0f800000;
+    return std::bit_cast<Floats>(sign | (is_finite ? scaled : bits | 0x7f800000u));
+#endif
+}
+
+inline Floats load(const int8_t *from) {
+    Bytes value;
+    std::memcpy(&value, from, sizeof value);
+#if defined(__AVX512F__)
+    return std::bit_cast<Floats>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(std::bit_cast<__m128i>(value))));
+#else
+    return __builtin_convertvector(__builtin_convertvector(value, Ints), Floats);
+#endif
 }
 
 inline void store(float *to, Floats value) { std::memcpy(to, &value, sizeof value); }

@@ -1,0 +1,227 @@
+"""A layer that holds its weight packed, or dense where that is faster."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nmstep.kernels.break_even import is_better_dense
+from nmstep.kernels.packed import PackedProduct, one_way
+from nmstep.layout import reduction_dim
+from nmstep.patterns import NMPattern
+from nmstep.quantizing import dequantized
+from nmstep.tiles import Tiling, as_rows, from_rows, pack_rows, unpack_rows
+
+__all__ = ["PARTS", "PackedLayer", "Parts"]
+
+#: The tensors of a packed weight; scales only if its values are int8.
+PARTS = ("values", "indices", "scales")
+
+
+class Parts(NamedTuple):
+    """A packed weight.
+
+    Args:
+        values: kept weights, of the shape that the weight's :class:`nmstep.tiles.Tiling` names.
+        indices: their places, likewise, int32.
+        scales: of int8 values, float32, as :func:`nmstep.quantizing.quantized` gives them.
+        error: of int8 values: the root mean square of what rounding changed, relative to that of the weights.
+    """
+
+    values: Tensor
+    indices: Tensor
+    scales: Tensor | None = None
+    error: float | None = None
+
+
+class PackedLayer(nn.Module):
+    """A layer whose weight is N:M and held packed. It takes what the dense layer takes, and runs without gradients.
+
+    A layer that would be slower so than dense holds its weight dense instead (see :attr:`dense_from`); its state
+    dict is packed all the same.
+
+    Args:
+        like: the dense layer, whose settings are copied; with its bias memory is shared, its weight is not kept.
+        pattern: N kept of M.
+        parts: the packed weight.
+        fallback: False to hold and multiply the weight packed always.
+    """
+
+    values: Tensor | None
+    indices: Tensor | None
+    scales: Tensor | None
+    bias: nn.Parameter | None
+    _held: Tensor | None
+    _dtype: Tensor
+
+    def __init__(
+        self,
+        like: nn.Module,
+        pattern: NMPattern,
+        parts: Parts,
+        *,
+        fallback: bool = True,
+    ) -> None:
+        super().__init__()
+        weight, bias = like.get_parameter("weight"), like._parameters.get("bias")
+        self.register_parameter("bias", None if bias is None else _sharing(bias))
+        # Follows the dtype that the model is cast to, which is the dense weight's; values may be narrower.
+        witness = torch.empty(0, dtype=weight.dtype, device=parts.values.device)
+        self.register_buffer("_dtype", witness, persistent=False)
+        memo: dict[int, object] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+            for p in like.parameters()
+        }
+        self._like = [copy.deepcopy(like, memo)]  # in a list, so that it is no submodule
+        self._product = PackedProduct(Tiling.of(self.shape, self.dim, pattern), fallback)
+        self.is_turned = self.dim == 0
+        self.error = parts.error
+        self._packed_dtype = parts.values.dtype
+        self._hold_packed(parts)
+        if fallback and parts.scales is None and is_better_dense(self.tiling):
+            self._hold_dense()
+        self.train(like.training)
+
+    @property
+    def like(self) -> nn.Module:
+        """The dense layer without its values, on the meta device."""
+        return self._like[0]
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the dense weight that groups run along."""
+        dim = reduction_dim(self.like, "weight")
+        assert dim is not None
+        return dim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dense weight's shape."""
+        return tuple(self.like.get_parameter("weight").shape)
+
+    @property
+    def pattern(self) -> NMPattern:
+        """N kept of M."""
+        return self.tiling.pattern
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the weight is stored."""
+        return self._product.tiling
+
+    @property
+    def dense_from(self) -> int | None:
+        """From how many rows the layer multiplies a dense weight, which is faster then.
+
+        Rows are those of the input, or the windows of a convolution: 0 where the weight is held dense, so that
+        nothing is saved in memory; None for never.
+        """
+        return 0 if self._held is not None else self._product.dense_from(self._dtype.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, in the dtype of the values, or float32 if they are int8; unpacked anew each time."""
+        if self._held is not None:
+            return self._held
+        parts = self.parts
+        rows = unpack_rows(dequantized(parts.values, parts.scales), parts.indices, self.tiling)
+        return from_rows(rows, self.shape, self.dim)
+
+    @property
+    def values_dtype(self) -> torch.dtype:
+        """What values are stored in."""
+        held = self._held
+        if held is None:
+            assert self.values is not None
+            return self.values.dtype
+        return min(held.dtype, self._packed_dtype, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def parts(self) -> Parts:
+        """The packed weight; packed anew each time where it is held dense."""
+        if self._held is not None:
+            return Parts(*pack_rows(as_rows(self._held, self.dim), self.pattern, dtype=self.values_dtype))
+        assert self.values is not None
+        assert self.indices is not None
+        return Parts(self.values, self.indices, self.scales, self.error)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Returns ``x @ rowsᵀ + bias`` for inputs of shape (…, columns)."""
+        own: dict[str, Any] = self._buffers
+        return self._product(x, own["values"], own["indices"], own["scales"], self._parameters["bias"])
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Returns the layer's outputs by the packed weight."""
+        raise NotImplementedError
+
+    def multiply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Returns the layer's outputs by the dense weight."""
+        raise NotImplementedError
+
+    def dense(self) -> nn.Module:
+        """Returns the dense layer, in the dtype that it had or the model was cast to; its bias shares memory."""
+        module = copy.deepcopy(self.like)
+        weight = self.weight.to(self._dtype.dtype)
+        needs_grad = self.like.get_parameter("weight").requires_grad
+        module.register_parameter("weight", nn.Parameter(weight, needs_grad))
+        module.register_parameter("bias", None if self.bias is None else _sharing(self.bias))
+        return module.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Returns the dense layer's settings, the pattern, what values are held in, and when it runs dense."""
+        own = self.like.extra_repr() or f"nf={self.tiling.rows}, nx={self.tiling.columns}"
+        rows = self.dense_from
+        chosen = {0: ", held dense", None: ""}.get(rows, f", dense from {rows} rows")
+        lost = "" if self.error is None else f", error={self.error:.2%}"
+        return f"{own}, pattern={self.pattern}, dtype={self.values_dtype}{lost}{chosen}"
+
+    def run(self, x: Tensor) -> Tensor:
+        """Returns what the dense layer would."""
+        # By torch's dictionaries here and below, since looking attributes up takes as long as a small product.
+        held: Tensor | None = self._buffers["_held"]
+        if held is None:
+            return self.multiply(x)
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+            return one_way(self.multiply_dense, x, held)
+        return self.multiply_dense(x, held)
+
+    def _hold_packed(self, parts: Parts) -> None:
+        for name in PARTS:
+            self.register_buffer(name, getattr(parts, name))
+        self.register_buffer("_held", None, persistent=False)
+
+    def _hold_dense(self) -> None:
+        """Holds the weight dense, in the layer's dtype."""
+        weight = self.weight.to(self.get_buffer("_dtype").dtype)
+        for name in PARTS:
+            self.register_buffer(name, None)
+        self.register_buffer("_held", weight, persistent=False)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._held is not None:
+            parts = self.parts
+            destination |= {f"{prefix}values": parts.values, f"{prefix}indices": parts.indices}
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        was_dense = self._held is not None
+        if was_dense:  # what is loaded is packed
+            self._hold_packed(self.parts)
+        super()._load_from_state_dict(*arguments)
+        if was_dense:
+            self._hold_dense()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        scales = self.scales
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if scales is not None:  # casting a model leaves them as exact as they were
+            self.scales = scales.to(self._dtype.device)
+        return self
+
+
+def _sharing(parameter: nn.Parameter) -> nn.Parameter:
+    """Returns a parameter of the same memory, which casting the other does not change."""
+    return nn.Parameter(parameter.detach(), parameter.requires_grad)

@@ -1,0 +1,51 @@
+"""Kept weights as int8 with a scale for each output row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["dequantized", "quantized"]
+
+_MOST = 127
+
+
+@torch.no_grad()
+def quantized(values: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Returns values as int8, the scale of each row, and how much was lost.
+
+    A row's largest magnitude becomes 127, and the others are rounded to the nearest step; zeros stay zeros.
+
+    Args:
+        values: as :func:`nmstep.tiles.pack_rows` gives them, shape (tiles, kept, sixteen rows), floating.
+
+    Returns:
+        int8 values of the same shape, float32 scales of shape (tiles, sixteen rows), and the root mean square of
+        what rounding changed, relative to that of the values.
+
+    Raises:
+        ValueError: a value is not finite.
+
+    Example:
+        >>> whole, scales, error = quantized(torch.tensor([[[1.27]], [[0.502]]]))
+        >>> whole.flatten().tolist(), f"{scales[0, 0]:.2f}", f"{error:.3f}"
+        ([127, 127], '0.01', '0.000')
+    """
+    values = values.float()
+    scales = values.abs().amax(1) / _MOST
+    if not bool(scales.isfinite().all()):
+        raise ValueError("int8 values cannot hold a weight that is NaN or infinite")
+    whole = (values / scales.where(scales > 0, 1)[:, None]).round_().clamp_(-_MOST, _MOST).to(torch.int8)
+    size = values.norm()
+    lost = (dequantized(whole, scales) - values).norm() / size if size > 0 else torch.zeros(())
+    return whole, scales, float(lost)
+
+
+def dequantized(values: Tensor, scales: Tensor | None) -> Tensor:
+    """Returns the float32 values that int8 ones stand for, or the values themselves where they have no scales.
+
+    Args:
+        values: shape (tiles, kept, sixteen rows).
+        scales: shape (tiles, sixteen rows), or None.
+    """
+    return values if scales is None else values.float() * scales[:, None]
