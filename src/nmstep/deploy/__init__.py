@@ -1,10 +1,12 @@
-"""Running N:M models: packed storage and packed layers."""
+"""Running N:M models: packed storage, packed layers, and exports."""
 
 from nmstep.deploy.converting import PackedFile, pack_file
+from nmstep.deploy.exporting import Exported, export_dense
 from nmstep.deploy.layers import PackedConv, PackedLayer, PackedLinear
 from nmstep.deploy.packing import pack, packed_layers, unpack
 from nmstep.deploy.reading import load_packed
+from nmstep.deploy.to_onnx import ExportedOnnx, export_onnx
 from nmstep.deploy.writing import save_packed
 
-__all__ = ["PackedConv", "PackedFile", "PackedLayer", "PackedLinear", "load_packed", "pack", "pack_file"]
-__all__ += ["packed_layers", "save_packed", "unpack"]
+__all__ = ["Exported", "ExportedOnnx", "PackedConv", "PackedFile", "PackedLayer", "PackedLinear", "export_dense"]
+__all__ += ["export_onnx", "load_packed", "pack", "pack_file", "packed_layers", "save_packed", "unpack"]

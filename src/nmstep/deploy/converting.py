@@ -13,7 +13,8 @@ from nmstep.deploy.description import PARTS, StoredLayer, describe, part_of
 from nmstep.deploy.packing import check_dtype
 from nmstep.deploy.writing import check_path, write_tensors
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
-from nmstep.tiles import as_rows, has_rows, pack_rows
+from nmstep.packages import require
+from nmstep.tiles import as_rows, from_rows, has_rows, pack_rows, unpack_rows
 from nmstep.verify import verify
 from nmstep.verify.files import open_path
 from nmstep.verify.stored import Stored, plain_name
@@ -48,7 +49,8 @@ def pack_file(
 ) -> PackedFile:
     """Writes a packed file of an N:M checkpoint that says which of its weights are sparse.
 
-    One tensor is read at a time. :func:`nmstep.load_packed` puts the file into a model.
+    One tensor is read at a time. What was written is read back, unpacked and compared with the checkpoint before it
+    takes the place of a file that was there. :func:`nmstep.load_packed` puts the file into a model.
 
     Args:
         source: a file or folder with a plan, as a run folder is; see :func:`nmstep.verify`.
@@ -59,6 +61,7 @@ def pack_file(
         NotSparseError: a weight is not N:M; the message names its first group that is not.
         FileNotFoundError: there is no such source.
         ValueError: the source has no plan, or cannot be read; or the path has another ending.
+        RuntimeError: what was written reads differently; a file that was there stays.
     """
     check_dtype(dtype)
     check_path(Path(path))
@@ -96,8 +99,33 @@ def pack_file(
             f"nothing to pack in {stored.label}: it has no sparse layer of a kind that is packed"
         )
     aliases = _aliases(stored, layers)
-    written = write_tensors(tensors, Path(path), describe(layers, aliases))
+
+    def check(file: Path) -> None:
+        _check_written(file, stored, layers)
+
+    written = write_tensors(tensors, Path(path), describe(layers, aliases), check=check)
     return PackedFile(Path(path), written, dense, layers, tuple(left))
+
+
+def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -> None:
+    """Raises RuntimeError unless a packed file holds what the checkpoint does, in the dtype of its values."""
+    with require("safetensors", "packed files", extra="cli").safe_open(file, framework="pt") as written:
+        for stored_name, tensor in stored.tensors.items():
+            name, value = plain_name(stored_name), tensor.read()
+            layer = layers.get(_owner(name)) if name.rpartition(".")[2] == "weight" else None
+            if layer is None:
+                found = written.get_tensor(name)
+            else:
+                parts = (written.get_tensor(part_of(_owner(name), part)) for part in PARTS)
+                found = from_rows(unpack_rows(*parts, layer.tiling), layer.shape, layer.dim)
+                value = value.to(found.dtype)
+            if not _same_values(found, value):
+                raise RuntimeError(f"{name!r} reads differently than it was packed: is the disk sound?")
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal, where NaN equals NaN, and a negative zero a positive one."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _owner(name: str) -> str:

@@ -23,7 +23,7 @@ from nmstep.tiles import from_rows, misplaced, unpack_rows
 from nmstep.verify.files import open_path
 from nmstep.verify.stored import Stored
 
-__all__ = ["load_packed"]
+__all__ = ["load_packed", "read_layer"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -57,7 +57,7 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     kinds: dict[str, type[PackedLayer]] = {}
     for name, layer in layers.items():
         module = _module_for(stored, name, layer, modules)
-        kind, parts = packed_type(module, layer.pattern), _read_layer(stored, name, layer, aliases)
+        kind, parts = packed_type(module, layer.pattern), read_layer(stored, name, layer, aliases)
         if kind is not None:
             kinds[name] = kind
             tensors |= {part_of(name, part): tensor for part, tensor in zip(PARTS, parts, strict=True)}
@@ -100,7 +100,7 @@ def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[
     return module
 
 
-def _read_layer(
+def read_layer(
     stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]
 ) -> tuple[Tensor, Tensor]:
     """Returns values and indices of a layer, checked so that no kernel can read beside an input."""
