@@ -15,7 +15,9 @@ from nmstep.verify import verify
 onnx = pytest.importorskip("onnx")
 helper, FLOAT = onnx.helper, onnx.TensorProto.FLOAT
 
-GOOD = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 4.0], [0.0, 0.0, 5.0, 0.0]])  # 2:4 along dimension 1
+GOOD = torch.tensor(
+    [[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 4.0], [0.0, 0.0, 5.0, 0.0]]
+)  # 2:4 along dimension 1
 BAD = torch.tensor([[1.0, 1.0, 2.0, 0.0], [0.0, 3.0, 0.0, 4.0], [0.0, 0.0, 5.0, 0.0]])
 CROOKED = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # 1:2 along neither dimension
 

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["new_folder", "read_json", "remove_leftovers", "replacing", "settle", "write_atomically", "write_json"]
+__all__ = [
+    "new_folder",
+    "read_json",
+    "remove_leftovers",
+    "replacing",
+    "settle",
+    "write_atomically",
+    "write_json",
+]
 
 
 @contextmanager

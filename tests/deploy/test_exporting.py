@@ -83,6 +83,7 @@ def test_a_folder_says_itself_what_is_sparse(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert same(tensors, model.state_dict())
     assert int((tensors["0.weight"] == 0).sum()) == 64
+    assert exported.report.target == str(tmp_path / "out")
     assert exported.size == sum(t.nbytes for t in tensors.values())
     entries = json.loads((tmp_path / "out" / "config.json").read_text())["nm_sparsity"]["entries"]
     told = {entry["name"]: (entry["pattern"], entry["dim"]) for entry in entries}
@@ -127,7 +128,10 @@ def test_transformers_models_go_round(tmp_path: Path, make: Callable[[], Any], d
     loaded.save_pretrained(tmp_path / "two")
     for folder in ("one", "two"):
         config = json.loads((tmp_path / folder / "config.json").read_text())
-        assert (config["note"], config["nm_sparsity"]) == ("ours", json.loads(json.dumps(exported.plan.to_dict())))
+        assert (config["note"], config["nm_sparsity"]) == (
+            "ours",
+            json.loads(json.dumps(exported.plan.to_dict())),
+        )
         report = nmstep.verify(tmp_path / folder)
         assert report.ok
         assert len(report.checked) == len(exported.plan.sparse) >= 4

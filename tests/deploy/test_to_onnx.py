@@ -85,6 +85,22 @@ def test_a_model_whose_weights_are_turned(tmp_path: Path) -> None:
             np.testing.assert_allclose(outputs(path, input=x)[0], model.eval()(x), atol=1e-5)
 
 
+def test_weights_beside_the_graph_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.setattr(
+        torch.onnx.ONNXProgram, "save", lambda self, path: save(self, path, external_data=True)
+    )
+    model, path = masked(nn.Linear(64, 64)), tmp_path / "m.onnx"
+    exported = nmstep.export_onnx(model, torch.randn(2, 64), path)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["m.onnx", "m.onnx.data"]
+    assert exported.size == sum(file.stat().st_size for file in files)
+    assert nmstep.verify(path).ok
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs(path, input=x)[0], model(x), atol=1e-5)
+
+
 class Net(nn.Module):
     """A convolution, a norm that is folded into it, and an input that is no tensor."""
 
@@ -154,7 +170,9 @@ def test_a_decoder_of_transformers(tmp_path: Path) -> None:
     )
     model = masked(transformers.GPT2LMHeadModel(config)).eval()
     ids, path = torch.randint(48, (2, 6)), tmp_path / "m.onnx"
-    exported = nmstep.export_onnx(model, (), path, kwargs={"input_ids": ids, "attention_mask": ids.clamp(max=1)})
+    exported = nmstep.export_onnx(
+        model, (), path, kwargs={"input_ids": ids, "attention_mask": ids.clamp(max=1)}
+    )
     assert len(exported.report.checked) == 4
     assert model.config.use_cache
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]] * 3)
@@ -186,14 +204,14 @@ class OneBatch(nn.Linear):
 
 class Noisy(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.randn(len(x), 4)
+        return super().forward(x) + torch.rand_like(x)[:, :4]
 
 
 def test_what_the_exporter_cannot_do_is_told_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with pytest.raises(ValueError, match=r"this Branching cannot be exported to ONNX: .*data-dependent"):
         nmstep.export_onnx(masked(Branching(8, 4)), torch.ones(3, 8), path)
-    with pytest.raises(ValueError, match=r"this OneBatch cannot be exported .*dynamic_batch=False"):
+    with pytest.raises(ValueError, match=r"fixed the batch of 'x' at 3.*dynamic_batch=False"):
         nmstep.export_onnx(masked(OneBatch(8, 4)), torch.ones(3, 8), path)
     assert list(tmp_path.iterdir()) == []
     exported = nmstep.export_onnx(masked(OneBatch(8, 4)), torch.ones(3, 8), path, dynamic_batch=False)

@@ -10,7 +10,19 @@ import tyro
 
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = ["Bench", "Command", "Compare", "Demo", "Doctor", "Export", "Pack", "Plan", "Report", "Reproduce", "Train"]
+__all__ = [
+    "Bench",
+    "Command",
+    "Compare",
+    "Demo",
+    "Doctor",
+    "Export",
+    "Pack",
+    "Plan",
+    "Report",
+    "Reproduce",
+    "Train",
+]
 __all__ += ["Tune", "Verify"]
 
 
@@ -279,6 +291,4 @@ class Doctor:
     """Say which kernels do the work here, and why, and what else there is."""
 
 
-Command = (
-    Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Export | Bench | Report | Demo | Doctor
-)
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Export | Bench | Report | Demo | Doctor

@@ -34,7 +34,7 @@ _WEIGHTS, _GRAPH = "model.safetensors", "model.onnx"
 
 def export_run(command: commands.Export) -> int:
     """Writes a run's model, or a checkpoint, in the formats asked for and returns the exit status."""
-    formats = set(command.format)
+    formats: set[str] = set(command.format)
     if not formats:
         raise ValueError("--format is dense, onnx, or both")
     if _is_run(command.path):
@@ -100,18 +100,22 @@ def _call(task: Task, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]
     handle = model.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
+    batch = task.batch(0, seed=0, batch_size=2)
     try:
         with evaluation_mode(model):
-            task.loss(model, task.batch(0, seed=0, batch_size=2))
+            task.loss(model, batch)
     finally:
         handle.remove()
-    return calls[0]
+    # A task may use parts of its model in training, and not the model itself.
+    return calls[0] if calls else ((batch.inputs,), dict(batch.extras))
 
 
 @contextlib.contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Hides the progress bars of transformers where the model is one of its own."""
-    with quiet_transformers(sys.modules["transformers"]) if is_pretrained(model) else contextlib.nullcontext():
+    with (
+        quiet_transformers(sys.modules["transformers"]) if is_pretrained(model) else contextlib.nullcontext()
+    ):
         yield
 
 

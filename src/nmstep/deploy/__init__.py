@@ -8,5 +8,6 @@ from nmstep.deploy.reading import load_packed
 from nmstep.deploy.to_onnx import ExportedOnnx, export_onnx
 from nmstep.deploy.writing import save_packed
 
-__all__ = ["Exported", "ExportedOnnx", "PackedConv", "PackedFile", "PackedLayer", "PackedLinear", "export_dense"]
-__all__ += ["export_onnx", "load_packed", "pack", "pack_file", "packed_layers", "save_packed", "unpack"]
+__all__ = ["Exported", "ExportedOnnx", "PackedConv", "PackedFile", "PackedLayer", "PackedLinear"]
+__all__ += ["export_dense", "export_onnx", "load_packed", "pack", "pack_file", "packed_layers"]
+__all__ += ["save_packed", "unpack"]

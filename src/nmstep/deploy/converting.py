@@ -12,8 +12,8 @@ from torch import Tensor
 from nmstep.deploy.description import PARTS, StoredLayer, describe, part_of
 from nmstep.deploy.packing import check_dtype
 from nmstep.deploy.writing import check_path, write_tensors
-from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.packages import require
+from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.tiles import as_rows, from_rows, has_rows, pack_rows, unpack_rows
 from nmstep.verify import verify
 from nmstep.verify.files import open_path
@@ -116,8 +116,8 @@ def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -
             if layer is None:
                 found = written.get_tensor(name)
             else:
-                parts = (written.get_tensor(part_of(_owner(name), part)) for part in PARTS)
-                found = from_rows(unpack_rows(*parts, layer.tiling), layer.shape, layer.dim)
+                values, indices = (written.get_tensor(part_of(_owner(name), part)) for part in PARTS)
+                found = from_rows(unpack_rows(values, indices, layer.tiling), layer.shape, layer.dim)
                 value = value.to(found.dtype)
             if not _same_values(found, value):
                 raise RuntimeError(f"{name!r} reads differently than it was packed: is the disk sound?")

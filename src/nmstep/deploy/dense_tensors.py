@@ -70,15 +70,13 @@ def dense_tensors(
     verify(source, plan=promise).raise_if_failed()
     tensors = {plain_name(name): tensor.read() for name, tensor in stored.tensors.items()}
     aliases = {
-        alias: name
-        for alias, name in stored.metadata.items()
-        if name in tensors and alias not in tensors
+        alias: name for alias, name in stored.metadata.items() if name in tensors and alias not in tensors
     }
     return DenseTensors(tensors, promise, aliases, _hub_config(source))
 
 
 def _unpacked(stored: Stored) -> DenseTensors:
-    """Returns what a packed file holds; weights that stayed dense in it are in no plan, as it does not name them."""
+    """Returns what a packed file holds; its plan lacks weights that stayed dense in it, which it does not name."""
     layers, aliases = described(stored)
     parts = {part_of(name, part) for name in layers for part in PARTS}
     tensors = {name: tensor.read() for name, tensor in stored.tensors.items() if name not in parts}

@@ -32,7 +32,7 @@ class Exported:
 
     Args:
         path: the folder or file that was named.
-        size: bytes of weights.
+        size: bytes of all tensors; of an ONNX export, of its files.
         plan: which weights are N:M, by their names in the export.
         report: what :func:`nmstep.verify` found there.
     """
@@ -54,13 +54,13 @@ def export_dense(
 ) -> Exported:
     """Writes a folder with the dense weights of an N:M model, zeros included, and reads it back.
 
-    The folder holds ``model.safetensors`` and ``config.json``; under ``"nm_sparsity"`` the latter has the plan, which
-    :func:`nmstep.verify` goes by. A model of transformers is written by its own ``save_pretrained``, so that
+    The folder holds ``model.safetensors`` and ``config.json``; under ``"nm_sparsity"`` the latter has the plan
+    that :func:`nmstep.verify` goes by. A model of transformers is written by its own ``save_pretrained``, so that
     ``from_pretrained`` reads it, which keeps the entry. What was written is compared with the source, bit for bit.
 
     Args:
-        source: a model, packed or not, or the path of a finished checkpoint that has a plan or is packed. Of a packed
-            file, only packed weights are in the plan.
+        source: a model, packed or not, or the path of a finished checkpoint that has a plan or is packed. Of a
+            packed file, only packed weights are in the plan.
         folder: new, or empty.
         pattern: N kept of M. For a model without pattern and plan, its zeros show what each layer has; a path says
             so itself.
@@ -102,7 +102,7 @@ def export_dense(
         write_tensors(dense.tensors, out / "model.safetensors", {"format": "pt", **dense.aliases})
         write_json(out / "config.json", {**dense.config, **(config or {}), NM_SPARSITY: dense.plan.to_dict()})
         report, size = _check(out, dense.tensors)
-    return Exported(Path(folder), size, dense.plan, report)
+    return Exported(Path(folder), size, dense.plan, replace(report, target=str(folder)))
 
 
 def dense_model(
@@ -143,11 +143,11 @@ def _export_pretrained(
     state = model.state_dict()
     with new_folder(folder) as out:
         model.save_pretrained(out)  # type: ignore[operator]
-        # Beside the model's own configuration, which stays as it is; from_pretrained keeps entries it does not know.
+        # Not in the model's own configuration, which stays as it is; from_pretrained keeps unknown entries.
         values = {**read_json(out / "config.json"), **config, NM_SPARSITY: plan.to_dict()}
         write_json(out / "config.json", values)
         report, size = _check(out, state)
-    return Exported(folder, size, plan, report)
+    return Exported(folder, size, plan, replace(report, target=str(folder)))
 
 
 def _check(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[VerifyReport, int]:
@@ -163,8 +163,7 @@ def _check(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[VerifyReport, i
         size += value.nbytes
         if name in tensors and not _same_bits(value, tensors[name]):
             raise ValueError(
-                f"{name!r} reads differently than it was written to {str(folder)!r}: "
-                f"is the disk sound?"
+                f"{name!r} reads differently than it was written to {str(folder)!r}: is the disk sound?"
             )
     return report, size
 

@@ -29,8 +29,8 @@ def verified_plan(
 ) -> SparsityPlan:
     """Returns a plan that a model complies with.
 
-    It is ``plan``, or the default plan for ``pattern``; with neither, each layer gets the sparsest pattern with an M
-    of 2, 4, … 64 that its zeros make.
+    It is ``plan``, or the default plan for ``pattern``; with neither, each layer gets the sparsest pattern that its
+    zeros make with an M of 2, 4, … 64.
 
     Args:
         model: finished.
@@ -70,9 +70,7 @@ def _default_plan(
         return make_plan(model, pattern, include=include, exclude=exclude)
 
 
-def _found_plan(
-    model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]
-) -> SparsityPlan:
+def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]) -> SparsityPlan:
     """Returns a plan with the pattern that each layer's zeros make."""
     candidates = _default_plan(model, "1:1", include, exclude)
     named = dict(model.named_parameters())

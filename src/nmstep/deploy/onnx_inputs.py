@@ -29,9 +29,7 @@ class Inputs:
     names: Mapping[str, Any]
 
     @classmethod
-    def of(
-        cls, model: nn.Module, inputs: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> Inputs:
+    def of(cls, model: nn.Module, inputs: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
         """Returns the call of a model with these arguments, on the CPU, and in float32 in place of bfloat16.
 
         Raises:
@@ -43,15 +41,23 @@ class Inputs:
         try:
             names = inspect.signature(model.forward).bind(*args, **given).arguments
         except TypeError as error:
-            raise ValueError(f"the forward of this {type(model).__name__} does not take these inputs: {error}") from error
-        unnamed = [name for name in names if parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+            raise ValueError(
+                f"the forward of this {type(model).__name__} does not take these inputs: {error}"
+            ) from error
+        unnamed = [
+            name
+            for name in names
+            if parameters[name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        ]
         if unnamed:
             raise ValueError(
-                f"the forward of this {type(model).__name__} takes these inputs as *args or **kwargs: export a module "
-                f"whose forward names them"
+                f"the forward of this {type(model).__name__} takes these inputs as *args or **kwargs: export "
+                f"a module whose forward names them"
             )
         if any(not isinstance(value, Tensor) and _holds_tensor(value) for value in names.values()):
-            raise ValueError("inputs are tensors, one for each argument of forward, and not tensors in lists or dicts")
+            raise ValueError(
+                "inputs are tensors, one for each argument of forward, and not tensors in lists or dicts"
+            )
         if not any(isinstance(value, Tensor) and value.dim() for value in names.values()):
             raise ValueError("export_onnx needs example inputs: at least one tensor with a batch dimension")
         return cls(args, dict(given), dict(names))._mapped(_portable)

@@ -45,7 +45,9 @@ def outputs_apart(session: Any, model: nn.Module, inputs: Inputs) -> float:
     Raises:
         ValueError: onnxruntime fails on these inputs, or gives other outputs in number, shape or type.
     """
-    expected = [leaf for leaf in tree_leaves(model(*inputs.args, **inputs.kwargs)) if isinstance(leaf, Tensor)]
+    expected = [
+        leaf for leaf in tree_leaves(model(*inputs.args, **inputs.kwargs)) if isinstance(leaf, Tensor)
+    ]
     feeds = {item.name: inputs.tensors[item.name].numpy() for item in session.get_inputs()}
     try:
         found = [torch.from_numpy(array.copy()) for array in session.run(None, feeds)]

@@ -12,7 +12,8 @@ def fits_tensorrt(pattern: NMPattern) -> bool:
     """Whether every weight with this pattern is 2:4 too, which is what those kernels take.
 
     Example:
-        >>> [text for text in ("1:2", "2:4", "1:4", "1:16", "2:8", "4:8", "2:3") if fits_tensorrt(NMPattern.parse(text))]
+        >>> patterns = map(NMPattern.parse, ("1:2", "2:4", "1:4", "1:16", "2:8", "4:8", "2:3"))
+        >>> [str(pattern) for pattern in patterns if fits_tensorrt(pattern)]
         ['1:2', '2:4', '1:4', '1:16', '2:8']
     """
     if pattern.m % 4 == 0:

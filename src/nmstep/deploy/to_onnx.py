@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class ExportedOnnx(Exported):
     """What was written, read back, and run.
 
     Args:
-        difference: largest difference between an output of onnxruntime and torch's, over that output's largest value.
+        difference: largest difference between an output of onnxruntime and torch's, over its largest value.
         inputs: of the graph, by name, with their shapes; ``"batch"`` stands for any size.
     """
 
@@ -75,13 +75,13 @@ def export_onnx(
         pattern: N kept of M; without pattern and plan, zeros show what each layer has.
         plan: a pattern for each layer.
         dynamic_batch: whether the file takes batches of any size; outputs are then compared at several.
-        tolerance: on the difference of outputs, as :attr:`ExportedOnnx.difference` has it; 0.0001 by default, and 0.01
-            with weights in float16.
+        tolerance: on the difference of outputs, as :attr:`ExportedOnnx.difference` has it; 0.0001 by default,
+            and 0.01 with weights in float16.
 
     Raises:
         NotSparseError: a weight is not N:M; the message names its first group that is not.
-        ValueError: the exporter cannot do it, with its reason; a sparse weight is not in the graph; onnxruntime does
-            not run it; outputs differ; or the arguments do not fit the model. Nothing is written.
+        ValueError: the exporter cannot do it, with its reason; a sparse weight is not in the graph; onnxruntime
+            does not run it; outputs differ; or the arguments do not fit the model. Nothing is written.
         OSError: the file cannot be written.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
@@ -94,7 +94,9 @@ def export_onnx(
     dense = _prepared(dense)
     call = Inputs.of(dense, inputs, kwargs)
     call = call.with_batch(max(2, call.batch)) if dynamic_batch else call
-    dense(*call.args, **call.kwargs)  # what is wrong with the inputs is better said by the model than by an exporter
+    dense(
+        *call.args, **call.kwargs
+    )  # what is wrong with the inputs is better said by the model than by an exporter
     with _beside(path) as file:
         plan = _write(dense, call, plan, file, dynamic_batch)
         report = verify(file)
@@ -102,11 +104,22 @@ def export_onnx(
         session = open_session(file)
         sizes = sorted({1, call.batch, call.batch + 1}) if dynamic_batch else [call.batch]
         shapes = {item.name: tuple(item.shape) for item in session.get_inputs()}
+        if dynamic_batch:
+            _check_dynamic(shapes, call)
         worst = max(outputs_apart(session, dense, call.with_batch(size)) for size in sizes)
         del session
         _check_close(worst, _usual_tolerance(dense) if tolerance is None else tolerance)
         size = sum(part.stat().st_size for part in file.parent.iterdir())
-    return ExportedOnnx(path, size, plan, report, worst, shapes)
+    return ExportedOnnx(path, size, plan, replace(report, target=str(path)), worst, shapes)
+
+
+def _check_dynamic(shapes: Mapping[str, tuple[int | str, ...]], call: Inputs) -> None:
+    fixed = [name for name in call.batched if name in shapes and isinstance(shapes[name][0], int)]
+    if fixed:
+        raise ValueError(
+            f"the exporter fixed the batch of {', '.join(map(repr, fixed))} at {call.batch}, since the model's "
+            f"code makes a number of it; with dynamic_batch=False it need not vary"
+        )
 
 
 def _usual_tolerance(model: nn.Module) -> float:
@@ -128,7 +141,7 @@ def _prepared(model: nn.Module) -> nn.Module:
         raise AssertionError(name, module)
 
     model = replaced(model, (), unchanged).eval().requires_grad_(False).cpu()
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False
     narrow = any(t.dtype == torch.bfloat16 for t in (*model.parameters(), *model.buffers()))
@@ -145,8 +158,8 @@ def _write(model: nn.Module, call: Inputs, plan: SparsityPlan, file: Path, dynam
             break
     else:
         raise ValueError(
-            f"the exporter changed {', '.join(map(repr, placed.missing[:5]))} beyond recognition, so that it cannot be "
-            f"promised to be N:M: leave it out of the plan"
+            f"the exporter changed {', '.join(map(repr, placed.missing[:5]))} beyond recognition, so that "
+            f"it cannot be promised to be N:M: leave it out of the plan"
         )
     program.model.metadata_props[NM_SPARSITY] = json.dumps(placed.plan.to_dict())
     program.save(file)
@@ -171,9 +184,8 @@ def _exported(model: nn.Module, call: Inputs, dynamic: bool, optimize: bool) -> 
                 verbose=False,
             )
     except Exception as error:  # tracing runs the model's code, which raises anything
-        way_out = "; with dynamic_batch=False the batch need not vary" if dynamic else ""
         raise ValueError(
-            f"this {type(model).__name__} cannot be exported to ONNX: {_reason(error)}{way_out}"
+            f"this {type(model).__name__} cannot be exported to ONNX: {_reason(error)}"
         ) from error
 
 

@@ -32,16 +32,22 @@ def open_onnx(path: Path) -> Stored:
     try:
         onnx = importlib.import_module("onnx")
     except ImportError as error:
-        raise ImportError(f"reading {str(path)!r} needs the onnx package: pip install 'nmstep[onnx]'") from error
+        raise ImportError(
+            f"reading {str(path)!r} needs the onnx package: pip install 'nmstep[onnx]'"
+        ) from error
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own, which need not be imported to be damaged
         text = str(error).partition("\n")[0]
-        raise ValueError(f"cannot read {str(path)!r}: no ONNX file ({type(error).__name__}: {text})") from error
+        raise ValueError(
+            f"cannot read {str(path)!r}: no ONNX file ({type(error).__name__}: {text})"
+        ) from error
     protos = {proto.name: proto for proto in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            protos |= {node.output[0]: item.t for item in node.attribute if item.name == "value"}
+            protos |= {
+                name: item.t for item in node.attribute for name in node.output if item.name == "value"
+            }
     if not protos:
         raise ValueError(f"{str(path)!r} holds no tensors")
     floating = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
@@ -116,5 +122,7 @@ def _entry(name: str, shape: tuple[int, ...], uses: list[tuple[str, int | None]]
     dims = {dim for _, dim in uses}
     dim = dims.pop() if len(dims) == 1 else None
     if dim is None:
-        return PlanEntry(name=name, shape=shape, kind=kinds, reason=f"read by {kinds}, not as a layer's weight")
+        return PlanEntry(
+            name=name, shape=shape, kind=kinds, reason=f"read by {kinds}, not as a layer's weight"
+        )
     return PlanEntry(name=name, shape=shape, kind=kinds, pattern=_ANY, dim=dim, reason=f"weight of {kinds}")
