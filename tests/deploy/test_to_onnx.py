@@ -143,24 +143,34 @@ def test_a_packed_model_in_half_precision(tmp_path: Path, dtype: torch.dtype) ->
     assert exported.difference < (1e-5 if dtype == torch.bfloat16 else 1e-2)
 
 
-class Parts(nn.Module):
-    """A weight of which parts are used, so that the exporter would take it apart."""
+class Scaled(nn.Module):
+    """A weight that is computed with before it is used, which the exporter would do beforehand."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.both = nn.Linear(8, 32, bias=False)
+        self.inner = nn.Linear(8, 32, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        one, other = self.both.weight.chunk(2)
-        return x @ one.T + x.relu() @ other.T
+        return x @ (3 * self.inner.weight).T
 
 
-def test_a_weight_that_is_used_in_parts_stays_whole(tmp_path: Path) -> None:
-    model = masked(Parts())
+def test_a_weight_that_the_exporter_would_change_stays_as_it_is(tmp_path: Path) -> None:
+    model = masked(Scaled())
     nmstep.export_onnx(model, torch.randn(3, 5, 8), tmp_path / "m.onnx")
     found = arrays(tmp_path / "m.onnx")
-    assert np.array_equal(found["both.weight"], model.both.weight.detach().numpy())  # type: ignore[union-attr]
-    assert [tensor.name for tensor in nmstep.verify(tmp_path / "m.onnx").checked] == ["both.weight"]
+    assert np.array_equal(found["inner.weight"], model.inner.weight.detach().numpy())  # type: ignore[union-attr]
+    assert [tensor.name for tensor in nmstep.verify(tmp_path / "m.onnx").checked] == ["inner.weight"]
+
+
+class Unused(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 4)
+        self.spare = nn.Linear(8, 4)
+
+
+def test_a_sparse_weight_that_is_not_in_the_graph(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'spare\.weight' is in no part of the graph.*out of the plan"):
+        nmstep.export_onnx(masked(Unused()), torch.randn(3, 8), tmp_path / "m.onnx")
 
 
 def test_a_decoder_of_transformers(tmp_path: Path) -> None:

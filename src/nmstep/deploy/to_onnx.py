@@ -158,8 +158,8 @@ def _write(model: nn.Module, call: Inputs, plan: SparsityPlan, file: Path, dynam
             break
     else:
         raise ValueError(
-            f"the exporter changed {', '.join(map(repr, placed.missing[:5]))} beyond recognition, so that "
-            f"it cannot be promised to be N:M: leave it out of the plan"
+            f"{', '.join(map(repr, placed.missing[:5]))} is in no part of the graph that could be told, so that it "
+            f"cannot be promised to be N:M: the model does not use it, or changes it; leave it out of the plan"
         )
     program.model.metadata_props[NM_SPARSITY] = json.dumps(placed.plan.to_dict())
     program.save(file)
