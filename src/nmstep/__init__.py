@@ -14,7 +14,7 @@ from nmstep.trace import TraceOptions
 from nmstep.verify import NotSparseError, VerifyReport, verify
 
 if TYPE_CHECKING:
-    from nmstep.deploy import load_packed, pack, save_packed, unpack
+    from nmstep.deploy import export_dense, export_onnx, load_packed, pack, save_packed, unpack
     from nmstep.recipes import layerwise
 
 __version__ = "0.1.0.dev0"
@@ -40,6 +40,8 @@ __all__ = [
     "SwitchAt",
     "TraceOptions",
     "VerifyReport",
+    "export_dense",
+    "export_onnx",
     "layerwise",
     "load_packed",
     "nm_mask",
@@ -54,7 +56,9 @@ __all__ = [
 # What few programs need is imported when it is asked for.
 _LATER = {
     "layerwise": "nmstep.recipes.layerwise",
-    **dict.fromkeys(("load_packed", "pack", "save_packed", "unpack"), "nmstep.deploy"),
+    **dict.fromkeys(
+        ("export_dense", "export_onnx", "load_packed", "pack", "save_packed", "unpack"), "nmstep.deploy"
+    ),
 }
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "remove_leftovers", "replacing", "write_atomically", "write_json"]
+__all__ = [
+    "new_folder",
+    "read_json",
+    "remove_leftovers",
+    "replacing",
+    "settle",
+    "write_atomically",
+    "write_json",
+]
 
 
 @contextmanager
@@ -41,6 +50,51 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives a ``with`` block a folder to write files into, which are put at ``path`` once all of them are whole.
+
+    Args:
+        path: of a folder that is empty or does not exist; those above it are made.
+
+    Raises:
+        FileExistsError: something is there already; it is left as it is.
+        OSError: the folder cannot be made, or the disk is full; nothing stays of it.
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "a folder that is not empty" if path.is_dir() else "a file"
+        raise FileExistsError(f"{str(path)!r} is {what}: name a new folder, or remove what is there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        settle(temporary)
+        if path.exists():  # it may be somebody's working folder, so it is filled, not replaced
+            for file in sorted(temporary.iterdir()):
+                file.replace(path / file.name)
+            temporary.rmdir()
+        else:
+            temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Gives files the mode that the user's umask gives, which not every writer does, and puts them on the disk."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.iterdir():
+        file.chmod(mode)
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -15,7 +15,8 @@ def test_version(nmstep):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "tune", "reproduce", "plan", "verify", "pack", "bench", "report", "demo"]
+    "command",
+    ["train", "compare", "tune", "reproduce", "plan", "verify", "pack", "export", "bench", "report", "demo"],
 )
 def test_help_fits_80_columns(command, nmstep):
     status, out, _ = nmstep(command, "--help")
@@ -55,6 +56,11 @@ def test_no_arguments_show_the_commands(nmstep):
         (["verify", "nothing.safetensors"], "nothing.safetensors"),
         (["report", "nothing"], "nothing"),
         (["pack", "nothing"], "nothing to read at 'nothing'"),
+        (["export", "nothing", "--out", "e"], "nothing to read at 'nothing'"),
+        (["export", "nothing"], "--out"),
+        (["export", "nothing", "--out", "e", "--format"], "--format is dense, onnx, or both"),
+        (["export", "nothing", "--out", "e", "--format", "tflite"], "tflite"),
+        (["export", "nothing", "--out", "e", "--format", "onnx"], "'nothing' is no run folder"),
     ],
 )
 def test_wrong_usage_is_status_2_with_one_readable_message(arguments, message, nmstep, tmp_path):
@@ -96,6 +102,7 @@ def test_a_run_is_packed(nmstep, small, tmp_path):
     status, out, _ = nmstep("pack", "r")
     assert status == 0
     assert "3 weights packed" in out.replace("\n", " ")
+    assert "Read back: its weights are those of the checkpoint" in out
     assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "r" / "packed.safetensors").read_bytes() == before
     assert nmstep("pack", "r", "--dtype", "bfloat16", "--out", "narrow.safetensors")[0] == 0
@@ -228,6 +235,7 @@ def test_verify_answers_with_its_status(weight, status, ok, nmstep):
     assert (
         "fc.weight: 1 of 1 groups hold more than 2 non-zeros; first [0, 0:4] = (1, 3, 2, 0)" in out
     ) is not ok
+    assert f"w.pt is {'' if ok else 'NOT '}N:M: " in out  # and no emoji made of ":M:"
     found, out, _ = nmstep("verify", "w.pt", "--pattern", "2:4", "--json")
     assert found == status
     assert json.loads(out)["ok"] is ok

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -137,3 +139,28 @@ def test_names_that_a_wrapper_gave(trained: nn.Module, checkpoint: Path) -> None
     assert sorted(packed.layers) == ["0", "2", "3.linear1", "3.linear2"]
     assert packed.dense < sum(t.nbytes for t in trained.state_dict().values())  # in the same dtypes
     nmstep.load_packed(packed.path, model())
+
+
+@pytest.mark.parametrize("name", ["0.values", "4.bias"])
+def test_what_was_written_is_read_back(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = checkpoint / "packed.safetensors"
+    before = pack_file(checkpoint, path).path.read_bytes()
+    save = safetensors.torch.save_file
+
+    def damaging(tensors: dict[str, torch.Tensor], *arguments: Any, **more: Any) -> None:
+        save({**tensors, name: tensors[name] + 1}, *arguments, **more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", damaging)
+    with pytest.raises(RuntimeError, match=f"'{name.split('.')[0]}.*reads differently"):
+        pack_file(checkpoint, path)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in checkpoint.iterdir()) == ["model.safetensors", "packed.safetensors"]
+
+
+def test_weights_that_are_no_numbers_are_read_back_too(trained: nn.Module, checkpoint: Path) -> None:
+    state = trained.state_dict()
+    state["2.weight"][0, :4] = torch.tensor([float("nan"), 0.0, -0.0, float("inf")])
+    plan = json.dumps(nmstep.plan(trained, "2:4").to_dict())
+    save_file(state, checkpoint / "model.safetensors", {"nm_sparsity": plan})
+    loaded = nmstep.load_packed(pack_file(checkpoint, checkpoint / "packed.safetensors").path, model())
+    assert packed_layers(loaded)["2"].weight[0, :4].isfinite().tolist() == [False, True, True, False]

@@ -16,6 +16,7 @@ import nmstep
 from nmstep.cli import commands
 from nmstep.cli.bench_actions import bench_run, dtype_of
 from nmstep.cli.console import errors, output, say
+from nmstep.cli.export_actions import export_run
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
@@ -56,6 +57,8 @@ def act(command: commands.Command) -> int:
             return _verify(command)
         case commands.Pack():
             return _pack(command)
+        case commands.Export():
+            return export_run(command)
         case commands.Bench():
             return bench_run(command)
         case commands.Report():
@@ -153,7 +156,9 @@ def _pack(command: commands.Pack) -> int:
         command.path, command.out or folder / "packed.safetensors", dtype=dtype_of(command.dtype)
     )
     output.print(packed_table(packed))
+    rounded = "" if command.dtype is None else f", rounded to {command.dtype}"
     say(f"Packed: {packed.path}")
+    say(f"Read back: its weights are those of the checkpoint{rounded}")
     return 0
 
 

@@ -10,7 +10,19 @@ import tyro
 
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
-__all__ = ["Bench", "Command", "Compare", "Demo", "Doctor", "Pack", "Plan", "Report", "Reproduce", "Train"]
+__all__ = [
+    "Bench",
+    "Command",
+    "Compare",
+    "Demo",
+    "Doctor",
+    "Export",
+    "Pack",
+    "Plan",
+    "Report",
+    "Reproduce",
+    "Train",
+]
 __all__ += ["Tune", "Verify"]
 
 
@@ -21,9 +33,9 @@ the task's default."""
 
 
 _Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
+    Literal["float32", "bfloat16", "float16", "int8"] | None,
     tyro.conf.arg(
-        metavar="DTYPE", help="float32, bfloat16 or float16, to hold kept weights in; none for their own."
+        metavar="DTYPE", help="float32, bfloat16, float16 or int8, to hold kept weights in; none for their own."
     ),
 ]
 
@@ -142,7 +154,7 @@ class Verify:
     """Say whether weights are N:M, tensor by tensor; exit status 0 if so, 1 if not.
 
     Args:
-        path: safetensors file, state dict, checkpoint, Hugging Face folder or run folder.
+        path: safetensors or ONNX file, state dict, checkpoint, Hugging Face folder or run folder.
         pattern: N weights kept of every M; none for what the file itself says.
         include: names or globs of the only tensors to look at.
         exclude: names or globs of tensors that may be dense.
@@ -158,7 +170,7 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Write a checkpoint with its N:M weights packed: what is kept and where.
+    """Write a checkpoint with its N:M weights packed, and read it back.
 
     Args:
         path: run folder, or another checkpoint that says which of its weights are sparse.
@@ -168,6 +180,22 @@ class Pack:
     path: tyro.conf.Positional[Path]
     out: Path | None = None
     dtype: _Dtype = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a sparse model for other programs: dense weights with their zeros.
+
+    Args:
+        path: run folder; for dense alone also a packed file, or another checkpoint that says which of its
+            weights are sparse.
+        out: folder to write, new or empty: model.safetensors and config.json, or model.onnx.
+        format: dense, onnx, or both.
+    """
+
+    path: tyro.conf.Positional[Path]
+    out: Path
+    format: Annotated[tuple[Literal["dense", "onnx"], ...], tyro.conf.arg(metavar="FORMAT ...")] = ("dense",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,4 +291,4 @@ class Doctor:
     """Say which kernels do the work here, and why, and what else there is."""
 
 
-Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Bench | Report | Demo | Doctor
+Command = Train | Compare | Tune | Reproduce | Plan | Verify | Pack | Export | Bench | Report | Demo | Doctor

@@ -54,7 +54,7 @@ def verify_table(report: VerifyReport) -> Table:
         f"{report.target} is {'' if report.ok else 'NOT '}N:M: {comply} of {len(planned)} tensors comply, "
         f"{len(report.tensors) - len(planned)} are dense"
     )
-    table = Table(box=SIMPLE_HEAD, caption=escape(caption), caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
     table.add_column("tensor", overflow="fold")
     for header in ("shape", "pattern"):
         table.add_column(header)

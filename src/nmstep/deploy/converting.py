@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.layer import Parts
 from nmstep.deploy.packing import check_dtype, packed_parts
 from nmstep.deploy.writing import check_path, write_tensors
+from nmstep.packages import require
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.tiles import as_rows, has_rows
 from nmstep.verify import verify
@@ -48,7 +50,8 @@ def pack_file(
 ) -> PackedFile:
     """Writes a packed file of an N:M checkpoint that says which of its weights are sparse.
 
-    One tensor is read at a time. :func:`nmstep.load_packed` puts the file into a model.
+    One tensor is read at a time. What was written is read back, unpacked and compared with the checkpoint before it
+    takes the place of a file that was there. :func:`nmstep.load_packed` puts the file into a model.
 
     Args:
         source: a file or folder with a plan, as a run folder is; see :func:`nmstep.verify`.
@@ -59,6 +62,7 @@ def pack_file(
         NotSparseError: a weight is not N:M; the message names its first group that is not.
         FileNotFoundError: there is no such source.
         ValueError: the source has no plan, or cannot be read; or the path has another ending.
+        RuntimeError: what was written reads differently; a file that was there stays.
     """
     check_dtype(dtype)
     check_path(Path(path))
@@ -97,8 +101,41 @@ def pack_file(
             f"nothing to pack in {stored.label}: it has no sparse layer of a kind that is packed"
         )
     aliases = _aliases(stored, layers)
-    written = write_tensors(tensors, Path(path), describe(layers, aliases))
+
+    def check(file: Path) -> None:
+        _check_written(file, stored, layers)
+
+    written = write_tensors(tensors, Path(path), describe(layers, aliases), check=check)
     return PackedFile(Path(path), written, dense, layers, tuple(left))
+
+
+def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -> None:
+    """Raises RuntimeError unless a packed file holds what the checkpoint does, in the dtype of its values."""
+    with require("safetensors", "packed files", extra="cli").safe_open(file, framework="pt") as written:
+        for stored_name, tensor in stored.tensors.items():
+            name, value = plain_name(stored_name), tensor.read()
+            layer = layers.get(_owner(name)) if name.rpartition(".")[2] == "weight" else None
+            if layer is None:
+                is_same = _same_values(written.get_tensor(name), value)
+            else:
+                read = {part: written.get_tensor(part_of(_owner(name), part)) for part in layer.sizes}
+                is_same = _holds(Parts(**read), layer, as_rows(value, layer.dim))
+            if not is_same:
+                raise RuntimeError(f"{name!r} reads differently than it was packed: is the disk sound?")
+
+
+def _holds(parts: Parts, layer: StoredLayer, rows: Tensor) -> bool:
+    """Whether a packed weight is that of these rows, to half a step where its values are int8."""
+    found = parts.rows(layer.tiling)
+    if parts.scales is None:
+        return _same_values(found, rows.to(found.dtype))
+    half = 0.5001 * parts.scales.flatten()[: len(rows), None]
+    return bool(((found - rows.float()).abs() <= half).all())
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal, where NaN equals NaN, and a negative zero a positive one."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _owner(name: str) -> str:

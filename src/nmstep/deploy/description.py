@@ -12,7 +12,7 @@ from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import Stored
 
-__all__ = ["StoredLayer", "describe", "described", "part_of"]
+__all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
 
 _KEY, _VERSION = "nmstep_packed", 1
 
@@ -74,6 +74,11 @@ class StoredLayer:
         return {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
 
 
+def is_packed(stored: Stored) -> bool:
+    """Whether a file says of itself that it is a packed model."""
+    return _KEY in stored.metadata
+
+
 def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> dict[str, str]:
     """Returns a file's metadata: one key, since safetensors does not keep the order of several.
 
@@ -91,7 +96,7 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
     Raises:
         ValueError: the file is no packed model, or what it says of itself cannot be read.
     """
-    if _KEY not in stored.metadata:
+    if not is_packed(stored):
         raise ValueError(
             f"{stored.label} is no packed model: its metadata has no {_KEY!r}; nmstep.save_packed writes it"
         )

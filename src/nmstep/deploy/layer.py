@@ -36,6 +36,10 @@ class Parts(NamedTuple):
     scales: Tensor | None = None
     error: float | None = None
 
+    def rows(self, tiling: Tiling) -> Tensor:
+        """Returns the dense weight as (outputs, inputs)."""
+        return unpack_rows(dequantized(self.values, self.scales), self.indices, tiling)
+
 
 class PackedLayer(nn.Module):
     """A layer whose weight is N:M and held packed. It takes what the dense layer takes, and runs without gradients.
@@ -126,9 +130,7 @@ class PackedLayer(nn.Module):
         """The dense weight, in the dtype of the values, or float32 if they are int8; unpacked anew each time."""
         if self._held is not None:
             return self._held
-        parts = self.parts
-        rows = unpack_rows(dequantized(parts.values, parts.scales), parts.indices, self.tiling)
-        return from_rows(rows, self.shape, self.dim)
+        return from_rows(self.parts.rows(self.tiling), self.shape, self.dim)
 
     @property
     def values_dtype(self) -> torch.dtype:

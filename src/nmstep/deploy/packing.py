@@ -6,26 +6,23 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from nmstep.deploy.finding import verified_plan
 from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import packed_type
 from nmstep.kernels.break_even import is_small
-from nmstep.layout import group_views, reduction_dim
+from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
-from nmstep.plan import plan as make_plan
 from nmstep.quantizing import quantized
 from nmstep.sparsity_plan import SparsityPlan, unwrap
 from nmstep.tiles import MOST_M, Tiling, as_rows, pack_rows
-from nmstep.verify import verify
 
 __all__ = ["check_dtype", "pack", "packed_layers", "packed_parts", "replaced", "unpack"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-_GROUPS = (2, 4, 8, 16, 32, 64)
 
 
 @torch.no_grad()
@@ -75,15 +72,8 @@ def pack(
     check_dtype(dtype)
     if packed_layers(model):
         raise ValueError(f"this {type(model).__name__} is packed already")
-    if plan is not None and (include is not None or tuple(exclude)):
-        raise ValueError("a plan says itself what is packed: make it with include or exclude")
     model = unwrap(model)
-    if plan is None and pattern is None:
-        plan = _found_plan(model, include, exclude)
-    else:
-        plan = plan or _default_plan(model, pattern, include, exclude)
-        plan = plan if pattern is None else plan.with_pattern(pattern)
-        verify(model, plan=plan).raise_if_failed()
+    plan = verified_plan(model, pattern, plan=plan, include=include, exclude=exclude)
     patterns = _patterns(model, plan)
     parts: dict[int, Parts] = {}  # a weight of two layers is packed once
     owners = Counter(
@@ -205,41 +195,3 @@ def _patterns(model: nn.Module, plan: SparsityPlan) -> dict[str, NMPattern]:
             stacklevel=3,
         )
     return patterns
-
-
-def _default_plan(
-    model: nn.Module, pattern: str | NMPattern | None, include: Iterable[str] | None, exclude: Iterable[str]
-) -> SparsityPlan:
-    """Returns the default plan, without its warning that layers stay dense: they would stay so here anyway."""
-    assert pattern is not None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*stay dense")
-        return make_plan(model, pattern, include=include, exclude=exclude)
-
-
-def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterable[str]) -> SparsityPlan:
-    """Returns a plan with the pattern that each layer's zeros make."""
-    candidates = _default_plan(model, "1:1", include, exclude)
-    named = dict(model.named_parameters())
-    entries = [
-        entry if entry.dim is None else replace(entry, pattern=_sparsest(named[entry.name], entry.dim))
-        for entry in candidates.entries
-    ]
-    found = SparsityPlan(tuple(entries))
-    if not found.sparse:
-        raise ValueError(
-            f"no layer of this {type(model).__name__} is N:M for an M of {', '.join(map(str, _GROUPS))}: train it "
-            f"with nmstep.sparsify first, or load the weights that were"
-        )
-    return found
-
-
-def _sparsest(weight: Tensor, dim: int) -> NMPattern | None:
-    """Returns the sparsest pattern that a weight has, of those the one of the smallest groups, or None."""
-    found = []
-    for m in _GROUPS:
-        if weight.numel() and weight.shape[dim] % m == 0:
-            view, group_dim = next(iter(group_views(weight, dim, m)))
-            n = max(1, int(view.count_nonzero(group_dim).max()))
-            found += [NMPattern(n, m)] if n < m else []
-    return min(found, key=lambda pattern: (pattern.density, pattern.m), default=None)

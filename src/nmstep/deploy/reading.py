@@ -19,13 +19,12 @@ from nmstep.deploy.layers import packed_type
 from nmstep.deploy.packing import replaced
 from nmstep.layout import reduction_dim
 from nmstep.names import nearest
-from nmstep.quantizing import dequantized
 from nmstep.sparsity_plan import unwrap
-from nmstep.tiles import from_rows, misplaced, unpack_rows
+from nmstep.tiles import from_rows, misplaced
 from nmstep.verify.files import open_path
 from nmstep.verify.stored import Stored
 
-__all__ = ["load_packed"]
+__all__ = ["load_packed", "read_layer"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -61,13 +60,12 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     read: dict[str, Parts] = {}
     for name, layer in layers.items():
         module = _module_for(stored, name, layer, modules)
-        kind, parts = packed_type(module, layer.pattern), _read_layer(stored, name, layer, aliases)
+        kind, parts = packed_type(module, layer.pattern), read_layer(stored, name, layer, aliases)
         if kind is not None:
             kinds[name], read[name] = kind, parts
             tensors |= {part_of(name, part): getattr(parts, part) for part in layer.sizes}
         else:  # the model reads this weight itself
-            rows = unpack_rows(dequantized(parts.values, parts.scales), parts.indices, layer.tiling)
-            tensors[part_of(name, "weight")] = from_rows(rows, layer.shape, layer.dim)
+            tensors[part_of(name, "weight")] = from_rows(parts.rows(layer.tiling), layer.shape, layer.dim)
     packed_names = {part_of(name, part) for name in layers for part in PARTS}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
     tensors |= {
@@ -105,7 +103,7 @@ def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[
     return module
 
 
-def _read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]) -> Parts:
+def read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[str, str]) -> Parts:
     """Returns the tensors of a layer, checked so that no kernel can read beside an input."""
     read = {}
     for part, shape in layer.sizes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,22 @@ def check_path(path: Path) -> None:
 
 
 def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str], *, shard_bytes: int | None = None
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    metadata: dict[str, str],
+    *,
+    shard_bytes: int | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> int:
-    """Writes tensors with metadata and returns how many bytes the files have; as :func:`save_packed` otherwise."""
+    """Writes tensors with metadata and returns how many bytes the files have; as :func:`save_packed` otherwise.
+
+    Args:
+        tensors: by name.
+        path: ends in ``.safetensors``.
+        metadata: of each file.
+        shard_bytes: as :func:`save_packed` takes it.
+        check: looks at each file before it takes the place of what was there, which stays if this raises.
+    """
     save = require("safetensors.torch", "packed files", extra="cli").save_file
     check_path(path)
     if shard_bytes is not None and not (type(shard_bytes) is int and shard_bytes > 0):
@@ -73,6 +86,8 @@ def write_tensors(
     for file, shard in zip(files, shards, strict=True):
         with replacing(file) as temporary:
             save(shard, temporary, metadata=metadata)
+            if check is not None:
+                check(temporary)
     if shard_bytes is not None:
         places = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
         text = json.dumps({"metadata": {}, "weight_map": places}, indent=1) + "\n"

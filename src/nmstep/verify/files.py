@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmstep.verify.onnx_files import open_onnx
 from nmstep.verify.stored import NM_SPARSITY, Stored, StoredTensor, from_mapping, parse_promise
 
 __all__ = ["open_path"]
@@ -27,6 +28,7 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "model.onnx",
 )
 
 
@@ -36,7 +38,7 @@ def open_path(path: Path) -> Stored:
     Raises:
         FileNotFoundError: there is no such path, the folder has no weights, or a shard is missing.
         ValueError: the file is empty, truncated, corrupted, of no known kind, or needs code to be read.
-        ImportError: it is a safetensors file and safetensors is not installed.
+        ImportError: it is a safetensors or ONNX file, and safetensors or onnx is not installed.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -50,12 +52,12 @@ def _open_file(path: Path) -> Stored:
         raise ValueError(f"cannot read {str(path)!r}: it is neither a file nor a folder")
     if path.name.endswith(".index.json"):
         return _open_shards(path)
-    if path.suffix not in (".safetensors", *_PICKLES):
-        known = ", ".join((".safetensors", *_PICKLES, ".index.json"))
+    if path.suffix not in (".safetensors", ".onnx", *_PICKLES):
+        known = ", ".join((".safetensors", *_PICKLES, ".onnx", ".index.json"))
         raise ValueError(f"cannot read {str(path)!r}: expected one of {known}, or a folder with one of them")
     if path.stat().st_size == 0:
         raise ValueError(f"cannot read {str(path)!r}: the file is empty (0 bytes)")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    return {".safetensors": _open_safetensors, ".onnx": open_onnx}.get(path.suffix, _open_pickle)(path)
 
 
 def _open_folder(folder: Path) -> Stored:

@@ -54,13 +54,15 @@ class Stored:
         label: what error messages and reports call it.
         tensors: by name.
         promise: the plan or pattern that was stored beside them, or None.
-        metadata: what else a safetensors file says of itself.
+        metadata: what else a safetensors or ONNX file says of itself.
+        layout: the weights of an ONNX graph and the dimension that each is summed over, with 1:1 for a pattern.
     """
 
     label: str
     tensors: dict[str, StoredTensor]
     promise: SparsityPlan | NMPattern | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    layout: SparsityPlan | None = None
 
     @cached_property
     def _by_plain_name(self) -> dict[str, list[str]]:

@@ -43,15 +43,17 @@ def verify(
     their own. With a pattern alone and no module at hand, every floating tensor of two or more
     dimensions whose name ends in ``weight`` must comply, save embeddings and norms (told by name):
     along dimension 1 or, with two dimensions, along dimension 0, since the shape cannot tell a
-    transformers Conv1D from a Linear. What is meant to stay dense there must be excluded.
+    transformers Conv1D from a Linear. What is meant to stay dense there must be excluded. An ONNX file with a
+    pattern alone needs no guess: what its graph multiplies or convolves with must comply, along the dimension
+    that is summed over.
 
     One tensor is read at a time. Nothing stored is executed: pickles are opened with ``weights_only=True``.
 
     Args:
         target: a module; a state dict; or a path to a .safetensors file (plan in its metadata under
-            ``"nm_sparsity"``), a pickled state dict or checkpoint (.pt, .pth, .bin, .ckpt), a shard index,
-            a Hugging Face folder (plan or pattern in its config.json under ``"nm_sparsity"``), or a run
-            folder.
+            ``"nm_sparsity"``), a pickled state dict or checkpoint (.pt, .pth, .bin, .ckpt), an ONNX file
+            (plan in its metadata likewise), a shard index, a Hugging Face folder (plan or pattern in its
+            config.json under ``"nm_sparsity"``), or a run folder.
         pattern: N kept of M.
         plan: what to expect; for a path, instead of the stored one.
         include: globs of tensors or modules above them; only these are checked.
@@ -59,7 +61,7 @@ def verify(
 
     Raises:
         FileNotFoundError: there is no such path, or no weights in the folder.
-        ImportError: a safetensors file is to be read and safetensors is not installed.
+        ImportError: a safetensors or ONNX file is to be read, and safetensors or onnx is not installed.
         TypeError: ``target`` is of another type.
         ValueError: nothing says which pattern to expect; nothing is there to check; a name matches
             nothing; or a file cannot be read.
@@ -82,10 +84,13 @@ def verify(
         plan, selection = _module_plan(target, asked, selection), _Selection(None, ())
     elif plan is None and isinstance(stored.promise, SparsityPlan):
         plan = stored.promise
+    if plan is None and asked is None and isinstance(stored.promise, NMPattern):
+        asked = stored.promise
+    if plan is None and asked is not None:
+        plan = stored.layout
     if plan is not None:
         tensors = _check_plan(stored, plan if asked is None else plan.with_pattern(asked), selection)
     else:
-        asked = stored.promise if asked is None and isinstance(stored.promise, NMPattern) else asked
         if asked is None:
             raise ValueError(
                 f"{stored.label} does not say which pattern it has: give one, as in verify(..., '2:4'), or "
