@@ -14,7 +14,7 @@ from rich.text import Text
 
 import nmstep
 from nmstep.cli import commands
-from nmstep.cli.bench_actions import bench_run, dtype_of
+from nmstep.cli.bench_actions import bench_model, dtype_of
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
@@ -57,7 +57,7 @@ def act(command: commands.Command) -> int:
         case commands.Pack():
             return _pack(command)
         case commands.Bench():
-            return bench_run(command)
+            return bench_model(command)
         case commands.Report():
             return _report(command.folder, command.out)
         case commands.Demo():

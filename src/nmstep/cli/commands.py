@@ -172,22 +172,33 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time a run's packed model against its dense one, on this machine's CPU.
+    """Measure a packed model against its dense one, on this machine's CPU.
 
     Args:
-        folder: run folder of a sparse run.
+        path: run folder; folder of transformers (save_pretrained) with N:M weights; packed file beside the
+            config.json of either; or bert-base, gpt2 or resnet18, for a model of that size with random weights.
+        pattern: N weights kept of every M, for random weights; none for 2:4.
         batches: examples at a time; layers are timed at the first.
-        rounds: times that packed and dense take turns, at least 3.
+        tokens: that an encoder of transformers reads, or a decoder makes; none for 128 and 32.
+        rounds: times that the models take turns, at least 3.
+        seconds: that the rounds at one number of examples take at most; three take place in any case.
         threads: of torch; none for its own choice.
+        no_memory: start no processes that see what each of the models takes in memory.
         out: JSON file to write the figures to.
+        plot: PNG, SVG or PDF file to draw them in; none for a PNG beside --out.
     """
 
-    folder: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[Path]
+    pattern: str | None = None
     dtype: _Dtype = None
-    batches: tuple[int, ...] = (1, 16, 64)
+    batches: tuple[int, ...] = (1, 4, 16)
+    tokens: int | None = None
     rounds: int = 15
+    seconds: float = 10.0
     threads: int | None = None
+    no_memory: bool = False
     out: Path | None = None
+    plot: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
