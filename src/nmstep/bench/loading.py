@@ -159,7 +159,8 @@ def _of_transformers(folder: Path, tokens: int | None) -> _Source:
     named = (config.architectures or ["AutoModel"])[0]
     kind: Any = getattr(transformers, named, None)
     models = (transformers.PreTrainedModel, transformers.AutoModel)
-    if not (isinstance(kind, type) and issubclass(kind, models)):  # nothing from the folder is executed
+    is_model = isinstance(kind, type) and issubclass(kind, models)
+    if not is_model:  # its code would have to come from the folder, and nothing there is executed
         raise ValueError(f"{str(folder)!r} is of class {named!r}, which is no model of transformers")
 
     def load() -> nn.Module:

@@ -52,8 +52,8 @@ def added_memory(job: Job) -> tuple[int, int] | None:
     count: torch, the model's code, the threads.
 
     Returns:
-        None where the system does not tell (there is no ``/proc``), or the model's code is in no module that another
-        process can import.
+        None where the system does not tell (there is no ``/proc``), or the model's code is in no module that a
+        fresh process can import.
 
     Raises:
         RuntimeError: the process failed, for lack of memory perhaps.

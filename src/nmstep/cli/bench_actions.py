@@ -19,6 +19,7 @@ from nmstep.files import write_json
 __all__ = ["bench_model", "dtype_of"]
 
 _RESTLESS = 1.5
+_DRAWN = (".png", ".svg", ".pdf")
 
 
 def bench_model(command: commands.Bench) -> int:
@@ -63,6 +64,10 @@ def _check(command: commands.Bench) -> None:
     for path in (command.out, command.plot):
         if path is not None and not path.parent.is_dir():  # before minutes of measuring
             raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if command.plot is not None and command.plot.suffix not in _DRAWN:
+        raise ValueError(
+            f"cannot draw into {str(command.plot)!r}: expected {', '.join(_DRAWN[:2])} or {_DRAWN[2]}"
+        )
 
 
 def _show(facts: dict[str, Any], subject: Subject, measured: Measured, first: int) -> None:

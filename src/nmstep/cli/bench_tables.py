@@ -41,7 +41,7 @@ def break_even_table(layers: Sequence[MeasuredLayer]) -> Table:
     """Returns how many times as fast a packed layer is by number of rows, and where it wins."""
     table = Table(
         box=SIMPLE_HEAD,
-        title="a packed layer: times as fast as dense, by rows at once",
+        title="a packed layer: times as fast as dense by rows at once, and where it wins",
         title_justify="left",
         pad_edge=False,
         collapse_padding=True,
@@ -50,7 +50,7 @@ def break_even_table(layers: Sequence[MeasuredLayer]) -> Table:
     table.add_column("over")
     for rows in ROWS:
         table.add_column(f"{rows}", justify="right", no_wrap=True)
-    table.add_column("packed wins")
+    table.add_column("wins at")
     for layer in layers:
         choices = (_shape(layer), f"{layer.speed.pattern}, {_choice(layer.dense_from)}")
         for left, name, opponent in zip(choices, ("fp32", "bf16"), ("dense", "dense bf16"), strict=True):
@@ -102,17 +102,17 @@ def ranges(wins: Sequence[int], rows: Sequence[int]) -> str:
 
     Example:
         >>> ranges([1, 4, 64], [1, 4, 16, 64]), ranges([1, 4], [1, 4]), ranges([], [1])
-        ('1-4, 64', 'everywhere', 'nowhere')
+        ('1-4, 64', 'all', 'none')
     """
     if len(wins) == len(rows):
-        return "everywhere"
+        return "all"
     spans: list[list[int]] = []
     for before, count in zip([None, *rows], rows, strict=False):
         if count in wins and before in wins:
             spans[-1] = [spans[-1][0], count]
         elif count in wins:
             spans.append([count])
-    return ", ".join("-".join(map(str, span)) for span in spans) or "nowhere"
+    return ", ".join("-".join(map(str, span)) for span in spans) or "none"
 
 
 def _choice(dense_from: int | None) -> str:
