@@ -61,6 +61,15 @@ def test_unrest_is_the_widest_spread():
     assert measured(speeds=speeds).unrest() == 1.75
 
 
+def test_unrest_of_one_layer_among_several_does_not_count():
+    def rungs(*spreads):
+        found = [Rung(rows=1, fp32=timing(1, spread=spread), bf16=timing(1)) for spread in spreads]
+        return [MeasuredLayer(speed=layer({}).speed, rungs=found, dense_from=None)]
+
+    assert measured(layers=rungs(1, 1, 9)).unrest() == 1
+    assert measured(layers=rungs(1, 4, 9)).unrest() == 4
+
+
 def test_the_record_is_json_and_holds_all():
     record = json.loads(json.dumps(measured(decoded=5).record()))
     assert record["model"][0]["fastest"] == "dense bf16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from nmstep.bench.footprint import Footprint, footprints
 from nmstep.bench.subject import Subject
 from nmstep.deploy.speed import LayerSpeed, Rung, Speed, break_even, layer_kinds, layer_speed, model_speed
+from nmstep.timing import Timing
 
 __all__ = ["Measured", "MeasuredLayer", "Tell", "measure"]
 
@@ -68,9 +70,10 @@ class Measured:
         return {name: 1000 * examples * self.decoded / ms for name, ms in self.speeds[examples].ms.items()}
 
     def unrest(self) -> float:
-        """Returns how far the rounds of one whole model lie apart, as a ratio; 1 where they agree."""
-        timings = [timing for speed in self.speeds.values() for timing in (speed.fp32, speed.bf16)]
-        return max(timing.high / timing.low for timing in timings)
+        """Returns how far rounds lie apart, as a ratio, in the worst case of the model and usually in layers."""
+        model = [_spread(timing) for speed in self.speeds.values() for timing in (speed.fp32, speed.bf16)]
+        rungs = [_spread(rung.fp32) for layer in self.layers for rung in layer.rungs]
+        return max(*model, statistics.median(rungs or [1.0]))
 
     def record(self) -> dict[str, Any]:
         """Returns JSON values."""
@@ -134,3 +137,7 @@ def measure(
         chosen = getattr(kind.layer, "dense_from", None)
         layers.append(MeasuredLayer(speed=speed, rungs=rungs, dense_from=chosen))
     return Measured(speeds=speeds, layers=layers, footprints=sized, decoded=subject.decoded)
+
+
+def _spread(timing: Timing) -> float:
+    return timing.high / timing.low

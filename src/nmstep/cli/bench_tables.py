@@ -41,7 +41,7 @@ def break_even_table(layers: Sequence[MeasuredLayer]) -> Table:
     """Returns how many times as fast a packed layer is by number of rows, and where it wins."""
     table = Table(
         box=SIMPLE_HEAD,
-        title="a packed layer: times as fast as dense by rows at once, and where it wins",
+        title="packed layers: times as fast as dense, by rows at once",
         title_justify="left",
         pad_edge=False,
         collapse_padding=True,
