@@ -195,3 +195,25 @@ def test_a_model_that_does_not_take_the_inputs_is_said_so(bert, saved, monkeypat
     monkeypatch.setattr(type(bert), "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ValueError, match=r"cannot be used with inputs made up for it \(40 tokens\): ZeroDiv"):
         load_subject(folder)
+
+
+def test_a_run_of_a_language_task_decodes(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "wiki").mkdir()
+    for split in ("train", "valid", "test"):
+        text = " \n = Title = \n \n" + " the cat sees a red house and runs . \n" * 40
+        (tmp_path / "wiki" / f"wiki.{split}.raw").write_text(text)
+    sizes = {"model": "config", "layers": 1, "width": 16, "heads": 2, "context": 16, "vocabulary": 270}
+    config = RunConfig(
+        task="wikitext-2",
+        data=str(tmp_path / "wiki"),
+        task_options=sizes,
+        recipe="ste",
+        pattern="2:4",
+        steps=2,
+        batch_size=2,
+    )
+    run(config, tmp_path / "run")
+    subject = load_subject(tmp_path / "run")
+    assert (subject.decoded, len(patterns(subject))) == (8, 4)
+    assert subject.use(3)(subject.packed).shape == (3, 16)

@@ -43,7 +43,7 @@ def bench_model(command: commands.Bench) -> int:
     _show(facts, subject, measured, command.batches[0])
     if measured.unrest() > _RESTLESS:
         say_warning(
-            f"rounds of one and the same program differ by {measured.unrest():.1f} times: something else keeps this "
+            f"rounds of one program differ by {measured.unrest():.1f} times: something else keeps this "
             f"machine busy. Measure again when it does not"
         )
     about = {"subject": subject.summary(), "example": subject.what}
