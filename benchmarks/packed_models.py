@@ -23,6 +23,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 import nmstep
 from nmstep import NMPattern, SparsityPlan
+from nmstep.bench.sizes import masked
 from nmstep.tasks.models import ResNet18
 
 __all__ = ["PART"]
@@ -47,14 +48,6 @@ def measure(settings: Settings) -> Iterator[Row]:
                 packed = nmstep.pack(narrow, plan=plan)
                 yield _against(packed, narrow, run, settings, section, "bf16, against dense bf16", None)
                 yield _file(packed, plan, section)
-
-
-def masked(model: nn.Module, pattern: str, include: Sequence[str] | None) -> SparsityPlan:
-    """Cuts a model's weights by magnitude, and returns the plan that says which."""
-    plan = nmstep.plan(model, pattern, include=include)
-    for entry, weight in zip(plan.sparse, plan.resolve(model).values(), strict=True):
-        weight.mul_(nmstep.nm_mask(weight, pattern, dim=entry.dim or 0))
-    return plan
 
 
 def _against(

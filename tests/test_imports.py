@@ -27,6 +27,7 @@ ROOMS = [
     ["deploy"],
     ["tasks"],
     ["experiments"],
+    ["bench"],
     ["reports"],
     ["cli"],
 ]

@@ -109,31 +109,6 @@ def test_a_run_is_packed(nmstep, small, tmp_path):
     assert (tmp_path / "narrow.safetensors").stat().st_size < len(before)
 
 
-def test_a_run_is_timed(nmstep, small, tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        assert nmstep("train", "--recipe", "ste", "--out", "r", *small)[0] == 0
-        flags = ["--batches", "1", "3", "--rounds", "3", "--threads", "1", "--out", "bench.json"]
-        status, out, _ = nmstep("bench", "r", *flags)
-        assert status == 0
-        assert max(map(len, out.splitlines())) <= 80
-        figures = json.loads((tmp_path / "bench.json").read_text())
-        assert [row["examples"] for row in figures["model"]] == [1, 3]
-        assert sorted(name for row in figures["layers"] for name in row["names"]) == [
-            "conv2",
-            "conv3",
-            "head",
-        ]
-        assert all(row["fp32"]["ratio"] > 0 and row["bf16"]["ms"] > 0 for row in figures["layers"])
-        status, _, err = nmstep("bench", "r", "--rounds", "2")
-        assert (status, "--rounds is at least 3" in err) == (2, True)
-        assert nmstep("train", "--recipe", "dense", "--out", "d", *small)[0] == 0
-        status, _, err = nmstep("bench", "d")
-        assert (status, "is dense" in err) == (2, True)
-    finally:
-        torch.set_num_threads(threads)
-
-
 RUN_TOML = """
 recipe = "step"
 pattern = "1:16"

@@ -50,3 +50,24 @@ def test_without_a_terminal_there_are_sparse_lines(capsys):
             bar.update(Status(step=step, loss=0.5, phase="sparse"))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 1/100 loss 0.500 sparse", "step 100/100 loss 0.500 sparse"]
+
+
+def test_a_bar_of_measurements_says_what_is_next(monkeypatch):
+    def use():
+        with progress.BenchBar() as bar:
+            bar.tell("dense bf16: file and memory", 26)
+            bar.tell("break-even of 3072x768x3x3 1:16", 26)
+            bar.bars.refresh()
+
+    text = bar_text(monkeypatch, 80, use)
+    assert "loading the model" in text
+    assert "break-even of 3072x768x3x3 1:16" in text
+    assert "1/26" in text
+    assert "…" not in text
+
+
+def test_measurements_without_a_terminal_are_sparse_lines(capsys):
+    with progress.BenchBar() as bar:
+        for place in range(5):
+            bar.tell(f"part {place}", 5)
+    assert capsys.readouterr().err.splitlines() == ["0/5 part 0"]

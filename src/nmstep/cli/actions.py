@@ -14,7 +14,7 @@ from rich.text import Text
 
 import nmstep
 from nmstep.cli import commands
-from nmstep.cli.bench_actions import bench_run, dtype_of
+from nmstep.cli.bench_actions import bench_model, dtype_of
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.export_actions import export_run
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
@@ -60,7 +60,7 @@ def act(command: commands.Command) -> int:
         case commands.Export():
             return export_run(command)
         case commands.Bench():
-            return bench_run(command)
+            return bench_model(command)
         case commands.Report():
             return _report(command.folder, command.out)
         case commands.Demo():

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nmstep.cli.deploy_commands import Bench, Export, Pack
 from nmstep.experiments import CompareConfig, RecipeOptions, RunConfig, TuneConfig
 
 __all__ = [
@@ -30,14 +31,6 @@ _STEPS = """optimizer steps at the task's own batch size; another one gets as ma
 examples; none for the task's default."""
 _WARMUP = """optimizer steps, as --steps counts them, over which the learning rate rises to its peak; none for
 the task's default."""
-
-
-_Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16", "int8"] | None,
-    tyro.conf.arg(
-        metavar="DTYPE", help="float32, bfloat16, float16 or int8, to hold kept weights in; none for their own."
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,56 +159,6 @@ class Verify:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     json: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pack:
-    """Write a checkpoint with its N:M weights packed, and read it back.
-
-    Args:
-        path: run folder, or another checkpoint that says which of its weights are sparse.
-        out: safetensors file to write; none for packed.safetensors beside the checkpoint.
-    """
-
-    path: tyro.conf.Positional[Path]
-    out: Path | None = None
-    dtype: _Dtype = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a sparse model for other programs: dense weights with their zeros.
-
-    Args:
-        path: run folder; for dense alone also a packed file, or another checkpoint that says which of its
-            weights are sparse.
-        out: folder to write, new or empty: model.safetensors and config.json, or model.onnx.
-        format: dense, onnx, or both.
-    """
-
-    path: tyro.conf.Positional[Path]
-    out: Path
-    format: Annotated[tuple[Literal["dense", "onnx"], ...], tyro.conf.arg(metavar="FORMAT ...")] = ("dense",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Time a run's packed model against its dense one, on this machine's CPU.
-
-    Args:
-        folder: run folder of a sparse run.
-        batches: examples at a time; layers are timed at the first.
-        rounds: times that packed and dense take turns, at least 3.
-        threads: of torch; none for its own choice.
-        out: JSON file to write the figures to.
-    """
-
-    folder: tyro.conf.Positional[Path]
-    dtype: _Dtype = None
-    batches: tuple[int, ...] = (1, 16, 64)
-    rounds: int = 15
-    threads: int | None = None
-    out: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from nmstep.cli.console import errors
 from nmstep.experiments import Outcome, Status
 from nmstep.switching.reasons import reason_text
 
-__all__ = ["CompareBars", "TrainBar", "describe"]
+__all__ = ["BenchBar", "CompareBars", "TrainBar", "describe"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -118,6 +118,21 @@ class TrainBar(_Bars):
 
     def stop(self) -> None:
         """The bar stops with its block."""
+
+
+class BenchBar(_Bars):
+    """Shows how much has been measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task: TaskID = self.bars.add_task("loading the model", total=None, status="")
+        self.done = 0
+
+    def tell(self, text: str, total: int | None) -> None:
+        """Says what is measured next, of how many things; all that was told before is done."""
+        self.bars.update(self.task, description=text, total=total, completed=self.done)
+        self.lines.say(f"{self.done}/{total} {text}")
+        self.done += 1
 
 
 class CompareBars(_Bars):
