@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,9 @@ from nmstep.bench import Footprint, Measured, MeasuredLayer
 from nmstep.cli import bench_actions
 from nmstep.cli.bench_tables import break_even_table, footprint_table, layer_table, model_table
 from nmstep.cli.console import output
+from nmstep.cli.main import main
 from nmstep.deploy.speed import ROWS, LayerSpeed, Rung, Speed
+from nmstep.kernels import break_even
 from nmstep.patterns import NMPattern
 from nmstep.timing import Timing
 
@@ -158,3 +162,12 @@ def test_files_and_memory_where_they_are_known():
     assert "dense fp32 2.0 MB 100.0 % +10 bytes +3.0 MB" in lines
     assert "dense bf16 1.0 MB 50.0 % +0 bytes +2.0 MB" in lines
     assert "packed 500.0 kB 25.0 % unknown unknown" in lines
+
+
+def test_training_ends_with_the_speed_of_what_it_packed(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    monkeypatch.setattr(break_even, "_SMALL", 100)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--recipe", "ste", "--pattern", "1:4", "--steps", "2", "--out", "r"]) == 0
+    found = bench_actions.quick_verdict(Path("r/packed.safetensors"))
+    assert re.fullmatch(r"With 1 example .* wins.*: \d+\.\d\d x .*, \d+\.\d\d x .*\.", found)

@@ -98,6 +98,7 @@ def test_a_run_is_packed(nmstep, small, tmp_path):
     status, out, _ = nmstep("train", "--recipe", "ste", "--out", "r", *small)
     assert status == 0
     assert "Packed: r/packed.safetensors" in out
+    assert "small and run dense: the file is smaller" in " ".join(out.split())
     before = (tmp_path / "r" / "packed.safetensors").read_bytes()
     status, out, _ = nmstep("pack", "r")
     assert status == 0

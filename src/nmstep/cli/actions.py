@@ -14,13 +14,21 @@ from rich.text import Text
 
 import nmstep
 from nmstep.cli import commands
-from nmstep.cli.bench_actions import bench_model, dtype_of
+from nmstep.cli.bench_actions import bench_model, dtype_of, quick_verdict
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.export_actions import export_run
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
 from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
-from nmstep.cli.tables import packed_size, packed_table, plan_table, result_line, summary, verify_table
+from nmstep.cli.tables import (
+    int8_line,
+    packed_size,
+    packed_table,
+    plan_table,
+    result_line,
+    summary,
+    verify_table,
+)
 from nmstep.cli.tune_actions import tune_recipe
 from nmstep.experiments import (
     CompareConfig,
@@ -82,6 +90,7 @@ def _train(command: commands.Train) -> int:
     say(result_line(result))
     if config.recipe != "dense":
         say(_write_packed(folder))
+        say(quick_verdict(folder / "packed.safetensors"))
     say(f"Run folder: {folder}")
     return 0
 
@@ -156,7 +165,11 @@ def _pack(command: commands.Pack) -> int:
         command.path, command.out or folder / "packed.safetensors", dtype=dtype_of(command.dtype)
     )
     output.print(packed_table(packed))
-    rounded = "" if command.dtype is None else f", rounded to {command.dtype}"
+    is_rounded = command.dtype is not None
+    if command.dtype == "int8":
+        say(int8_line(packed))
+        is_rounded = any(layer.error is not None for layer in packed.layers.values())
+    rounded = f", rounded to {command.dtype}" if is_rounded else ""
     say(f"Packed: {packed.path}")
     say(f"Read back: its weights are those of the checkpoint{rounded}")
     return 0
@@ -202,6 +215,7 @@ def _demo(command: commands.Demo) -> int:
     status = _compare(config, command.out, again=f"nmstep demo --out {shlex.quote(str(command.out))}")
     if status == 130:
         return status
+    last: Path | None = None
     for name, run_config in runs.items():
         path = command.out / name / "model.safetensors"
         if run_config.recipe != "dense" and path.exists():
@@ -211,5 +225,8 @@ def _demo(command: commands.Demo) -> int:
             status = status if report.ok else 1
             if report.ok:
                 say(_write_packed(command.out / name))
+                last = command.out / name / "packed.safetensors"
+    if last is not None:
+        say(f"{last}: {quick_verdict(last)}")
     say(f"Report: {write_report(command.out)}")
     return status

@@ -13,12 +13,15 @@ from nmstep.cli import commands
 from nmstep.cli.bench_tables import break_even_table, footprint_table, layer_table, model_table, verdict
 from nmstep.cli.console import output, say, say_warning
 from nmstep.cli.progress import BenchBar
+from nmstep.deploy import packed_layers
+from nmstep.deploy.speed import model_speed
 from nmstep.experiments.environment import environment
 from nmstep.files import write_json
 
-__all__ = ["bench_model", "dtype_of"]
+__all__ = ["bench_model", "dtype_of", "quick_verdict"]
 
 _RESTLESS = 1.5
+_QUICK = 2.0  # seconds
 _DRAWN = (".png", ".svg", ".pdf")
 
 
@@ -49,6 +52,14 @@ def bench_model(command: commands.Bench) -> int:
     about = {"subject": subject.summary(), "example": subject.what}
     _write({**facts, **about, **measured.record()}, command.out, command.plot)
     return 0
+
+
+def quick_verdict(path: Path) -> str:
+    """Returns in a sentence how fast a packed file's model is on one example; takes a few seconds."""
+    subject = load_subject(path)
+    if all(layer.dense_from == 0 for layer in packed_layers(subject.packed).values()):
+        return "Its layers are small and run dense: the file is smaller, the speed is the same."
+    return verdict(1, model_speed(subject.dense, subject.packed, subject.use(1), seconds=_QUICK))
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

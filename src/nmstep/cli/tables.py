@@ -18,7 +18,7 @@ from nmstep.plan import SparsityPlan
 from nmstep.switching.reasons import reason_text
 from nmstep.verify import VerifyReport
 
-__all__ = ["packed_size", "packed_table", "plan_table", "result_line", "summary", "verify_table"]
+__all__ = ["int8_line", "packed_size", "packed_table", "plan_table", "result_line", "summary", "verify_table"]
 
 
 def plan_table(plan: SparsityPlan) -> Table:
@@ -98,6 +98,17 @@ def packed_size(packed: PackedFile) -> str:
     """Returns how large a packed file is beside a dense one."""
     share = packed.packed / max(1, packed.dense)
     return f"{decimal(packed.packed)} instead of {decimal(packed.dense)} ({share:.1%})"
+
+
+def int8_line(packed: PackedFile) -> str:
+    """Returns which weights became int8, and what rounding changed."""
+    errors = {name: layer.error for name, layer in packed.layers.items() if layer.error is not None}
+    small = "" if len(errors) == len(packed.layers) else "; small ones run dense, and stay as they are"
+    if not errors:
+        return f"No weight became int8{small}"
+    worst = max(errors, key=lambda name: errors[name])
+    count = f"{len(errors)} weight{'s' if len(errors) > 1 else ''}"
+    return f"int8: {count}, rounding changed none by more than {errors[worst]:.2%} ({worst}){small}"
 
 
 def result_line(result: Mapping[str, Any]) -> str:
