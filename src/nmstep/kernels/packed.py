@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmstep.kernels.native import kernels, ordinary
+from nmstep.kernels.native import engine_for, kernels, ordinary
 from nmstep.patterns import NMPattern
 from nmstep.tiles import Tiling, unpack_rows
 
@@ -70,6 +70,11 @@ class PackedProduct:
                 f"expected floating numbers, with {self.tiling.columns} in the last dimension"
             )
         weight = self._weight(values, indices, bias)
+        if weight is None and engine_for(x.device) == "triton":
+            from nmstep.kernels.gpu import packed  # loads Triton
+
+            if packed.is_taken(x, values, indices, bias):
+                return packed.product(self.tiling, x, values, indices, bias)
         if weight is None or x.dtype not in _TAKEN or x.device.type != "cpu":
             dense = unpack_rows(values, indices, self.tiling).to(x.dtype)
             return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
