@@ -147,8 +147,8 @@ def test_slices_add_up_and_do_so_in_one_order(
         ("2:4", 5, "expand"),
         ("2:4", 64, "expand"),
         ("2:4", 65, "unpack"),
-        ("1:16", 32, "gather"),
-        ("1:16", 33, "expand"),
+        ("1:16", 16, "gather"),
+        ("1:16", 17, "expand"),
         ("1:64", 64, "gather"),
         ("1:64", 65, "unpack"),
     ],
@@ -176,10 +176,13 @@ def test_unpacked_is_the_dense_weight_to_the_bit(
 
 @pytest.mark.parametrize("pattern", ["2:4", "3:5", "1:16", "3:33"])
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_any_word_reads_the_input_or_beside_it_zeros(pattern: str, batch: int, device: torch.device) -> None:
+@pytest.mark.parametrize("columns", [70, 96])
+def test_any_word_reads_the_input_or_beside_it_zeros(
+    columns: int, pattern: str, batch: int, device: torch.device
+) -> None:
     """Places that no packing writes: nothing beside the input is read, where NaN stands."""
-    case = Case(20, 70, pattern, torch.float32, device)
-    around = torch.full((batch + 2, 70), torch.nan, device=device)
+    case = Case(20, columns, pattern, torch.float32, device)
+    around = torch.full((batch + 2, columns), torch.nan, device=device)
     around[1:-1] = 1.0
     for words in (torch.full_like(case.indices, -1), torch.randint_like(case.indices, -(2**31), 2**31 - 1)):
         case.indices = words
@@ -233,7 +236,8 @@ def compiled(program, target, dtype, **constants):
     names = program.arg_names
     of = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     stored = "*i16" if dtype == "bfloat16" else of
-    types = {"words": "*i32", "partial": "*fp32", "x": of, "values": of, "bias": of, "y": stored, "weight": stored}
+    x = "*fp32" if constants.get("AT") == 4 else of  # turned, and of that dtype
+    types = {"words": "*i32", "partial": "*fp32", "x": x, "values": of, "bias": of, "y": stored, "weight": stored}
     even = ("rows", "columns", "kept", "depth")
     source = ASTSource(
         fn=program,
@@ -241,7 +245,8 @@ def compiled(program, target, dtype, **constants):
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in types or n in even},
     )
-    return triton.compile(source, target=target).asm
+    options = {"num_stages": 1} if program is programs.expand else {}
+    return triton.compile(source, target=target, options=options).asm
 
 ends = dict(WHOLE=False, BIASED=True)
 for target, name in ((GPUTarget("cuda", 80, 32), "ptx"), (GPUTarget("cuda", 90, 32), "ptx"),
@@ -250,8 +255,8 @@ for target, name in ((GPUTarget("cuda", 80, 32), "ptx"), (GPUTarget("cuda", 90, 
         width = 1 << (m - 1).bit_length()
         bits = (m - 1).bit_length()
         pattern = dict(N=n, M=m, FIELDS=32 // bits, BITS=bits, BF16=dtype == "bfloat16")
-        one = compiled(programs.gather, target, dtype, **pattern, **ends, K=128, AT=1)
-        compiled(programs.gather, target, dtype, **pattern, **ends, K=32, AT=8)
+        one = compiled(programs.gather, target, dtype, **pattern, **ends, K=128, AT=1, EXACT=m == 4)
+        few = compiled(programs.gather, target, dtype, **pattern, **ends, K=64, AT=4, EXACT=m == 4)
         wide = dtype == "float32"
         piece = dict(WIDTH=width, G=(32 if wide else 128) // width, R=64)
         many = compiled(programs.expand, target, dtype, **pattern, **ends, **piece, AT=16, WIDE=wide)
@@ -261,8 +266,10 @@ for target, name in ((GPUTarget("cuda", 80, 32), "ptx"), (GPUTarget("cuda", 90, 
             assert "convert_layout" not in loop, loop  # nothing moves between threads
             # two of values and four of words, which is all but the inputs
             assert len(re.findall(r"ld\\.global\\S*v4", one[name])) == 6, one[name]
+            # three of the weight, and an input of all four rows for each of eight values
+            assert len(re.findall(r"ld\\.global\\S*v4", few[name])) == 11, few[name]
             assert "mma.sync" in many[name]
-            assert not any(".local" in asm[name] for asm in (one, many))
+            assert not any(".local" in asm[name] for asm in (one, few, many))
 compiled(programs.add_slices, GPUTarget("cuda", 90, 32), "bfloat16", BLOCK=1024, BF16=True, BIASED=True)
 print("compiled")
 """

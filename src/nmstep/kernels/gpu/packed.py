@@ -2,8 +2,8 @@
 
 What the bytes say decides. Up to :data:`MOST_ROWS` rows of the input, the packed weight is read as it lies:
 
-- *gather*, where rows × N ≤ 2 × M: each kept weight fetches its input of each row, from the cache. The cost grows
-  with the rows, and falls with the density.
+- *gather*, up to four rows, or as many as M is times N: each kept weight fetches its input of each row, from the
+  cache. The cost grows with the rows, and falls with the density.
 - *expand*, else: pieces of the weight are made dense on the chip for the matrix units. The cost is that of all
   weights, kept or not, whatever the rows.
 
@@ -32,6 +32,7 @@ __all__ = ["MOST_ROWS", "is_taken", "product", "unpacked"]
 #: packed bytes once and the dense ones twice, 2.6 times as many as a dense product at 2:4 in 16 bits, while four
 #: blocks of 16 rows share one piece that is made dense.
 MOST_ROWS = 64
+_ALWAYS_GATHERED = 4  # rows, by the instructions that either takes for a weight
 _GATHERED = 8  # the most rows of the input in a program that gathers
 _EXPANDED = 64  # rows of the weight in a program that makes pieces dense
 _SUMS = 1024  # of a program that adds up slices
@@ -84,7 +85,7 @@ def product(tiling: Tiling, x: Tensor, values: Tensor, indices: Tensor, bias: Te
     y = x.new_empty(*x.shape[:-1], tiling.rows)
     if batch:
         pattern = tiling.pattern
-        launch = _gather if batch * pattern.n <= 2 * pattern.m else _expand
+        launch = _gather if batch <= max(_ALWAYS_GATHERED, pattern.m // pattern.n) else _expand
         with _current(x.device):
             launch(tiling, batch, x, values, indices, bias, y)
     return y
@@ -105,10 +106,15 @@ def unpacked(tiling: Tiling, values: Tensor, indices: Tensor, dtype: torch.dtype
 
 def _gather(tiling: Tiling, batch: int, x: Tensor, *tensors: Any) -> None:
     at = min(_GATHERED, _power_of_two(batch))
+    batches, columns, m = -(-batch // at), tiling.columns, tiling.pattern.m
+    if at > 1:  # so that one load brings all rows of an input
+        rows = F.pad(x.view(batch, columns), (0, 0, 0, batches * at - batch)).view(batches, at, columns)
+        x = torch.empty(batches, columns, at, device=x.device).copy_(rows.transpose(1, 2))
     k = max(32, min(128, 256 // at))
     # Eight programs of a multiprocessor have 36 KB on the way to it, as much as memory brings meanwhile.
-    grid = _Grid.of(tiling.tiles, -(-tiling.kept // k), -(-batch // at), 8 * _multiprocessors(x.device))
-    _launch(programs.gather, grid, tiling, batch, x, *tensors, K=k, AT=at)
+    grid = _Grid.of(tiling.tiles, -(-tiling.kept // k), batches, 8 * _multiprocessors(x.device))
+    exact = columns % m == 0 and m == _power_of_two(m)
+    _launch(programs.gather, grid, tiling, batch, x, *tensors, K=k, AT=at, EXACT=exact)
 
 
 def _expand(tiling: Tiling, batch: int, x: Tensor, values: Tensor, *tensors: Any) -> None:
@@ -117,9 +123,12 @@ def _expand(tiling: Tiling, batch: int, x: Tensor, values: Tensor, *tensors: Any
     wide = wide or (x.device.type == "cpu" and x.dtype == torch.bfloat16)
     at = min(32 if wide else 64, max(16, _power_of_two(batch)))
     pieces = _pieces(tiling, 32 if wide else 128 if at == 16 else 64)  # more, and registers spill
+    # One stage: fetching ahead goes through shared memory, and takes twice the instructions.
     blocks, batches = -(-tiling.rows // _EXPANDED), -(-batch // at)
     grid = _Grid.of(blocks, -(-tiling.groups // pieces["G"]), batches, 4 * _multiprocessors(x.device))
-    _launch(programs.expand, grid, tiling, batch, x, values, *tensors, AT=at, WIDE=wide, **pieces)
+    _launch(
+        programs.expand, grid, tiling, batch, x, values, *tensors, AT=at, WIDE=wide, num_stages=1, **pieces
+    )
 
 
 def _launch(

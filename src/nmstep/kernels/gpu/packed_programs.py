@@ -4,7 +4,7 @@ A weight lies as :class:`nmstep.tiles.Tiling` says: values of (tiles, kept, sixt
 values in each word of (tiles, depth, sixteen rows). A program takes some rows of the weight, some of the input, and
 one slice of what is kept. Where there are several slices, their sums are added afterwards, in their order.
 
-Sums are fp32. Whatever stands in a word, nothing is read beside the input, nor written beside the output.
+Sums are fp32. Whatever stands in a word, nothing is read beside the input.
 """
 
 # fmt: off
@@ -59,33 +59,35 @@ def _finish(total, y, partial, bias, row, at, batch, rows, WHOLE: tl.constexpr, 
 
 @triton.jit
 def gather(x, values, words, bias, y, partial, batch, rows, columns, kept, depth, batches, steps, N: tl.constexpr,
-           M: tl.constexpr, FIELDS: tl.constexpr, BITS: tl.constexpr, K: tl.constexpr, AT: tl.constexpr,
-           WHOLE: tl.constexpr, BF16: tl.constexpr, BIASED: tl.constexpr):
+           M: tl.constexpr, FIELDS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, K: tl.constexpr,
+           AT: tl.constexpr, WHOLE: tl.constexpr, BF16: tl.constexpr, BIASED: tl.constexpr):
     """Every kept weight fetches its own inputs, which the cache holds: for few rows, or few weights that are kept.
 
-    A program takes one tile, ``steps`` times K of its values, and AT rows of the input. Threads add up what they
-    fetched, and meet at the end.
+    A program takes one tile, ``steps`` times K of its values, and AT rows of the input, which lie as (blocks of AT
+    rows, columns, AT). Where EXACT, no word can name a column that is not there. Threads add up what they fetched,
+    and meet at the end.
     """
     row = tl.program_id(0) // batches * _LANES + tl.arange(0, _LANES)
     first = tl.program_id(0) % batches * AT
     at = first + tl.arange(0, AT)
     begin = tl.program_id(1) * steps * K
-    total = tl.zeros((K, _LANES), tl.float32) if AT == 1 else tl.zeros((AT, K, _LANES), tl.float32)
+    total = tl.zeros((K, _LANES), tl.float32) if AT == 1 else tl.zeros((K, _LANES, AT), tl.float32)
+    x += first.to(tl.int64) * columns
     for step in range(steps):
         k = begin + step * K + tl.arange(0, K)
         value, place = _read(values, words, kept, depth, row, k, (k < kept)[:, None], FIELDS, BITS)
-        column = (k // N * M)[:, None] + place
+        column = (tl.minimum(k, kept - 1) // N * M)[:, None] + place
+        if not EXACT:
+            column = tl.minimum(column, columns - 1)
         value = value.to(tl.float32)
         if AT == 1:  # without a dimension more, nothing moves between threads
-            inputs = x + first.to(tl.int64) * columns
-            fetched = tl.load(inputs + column, mask=column < columns, other=0)
+            fetched = tl.load(x + column)
         else:
-            inputs, column = (x + at.to(tl.int64) * columns)[:, None, None], column[None, :, :]
-            there = (at < batch)[:, None, None] & (column < columns)
-            fetched = tl.load(inputs + column, mask=there, other=0)
-            value = value[None, :, :]
+            value = value[:, :, None]
+            fetched = tl.load(x + (column * AT)[:, :, None] + tl.arange(0, AT)[None, None, :])
         total += value * fetched.to(tl.float32)
-    total = tl.sum(total, axis=0)[None, :] if AT == 1 else tl.sum(total, axis=1)
+    total = tl.sum(total, axis=0)
+    total = total[None, :] if AT == 1 else tl.trans(total)
     _finish(total, y, partial, bias, row, at, batch, rows, WHOLE, BF16, BIASED)
 
 
