@@ -1,11 +1,11 @@
 """Products with packed weights on a GPU: which of the programs takes a product, and in which pieces.
 
-What the bytes say decides. Up to :data:`MOST_ROWS` rows of the input, the packed weight is read as it lies:
+Bytes and instructions decide. Up to :data:`MOST_ROWS` rows of the input, the packed weight is read as it lies:
 
-- *gather*, up to four rows, or as many as M is times N: each kept weight fetches its input of each row, from the
+- *gather*, up to four rows, or M ÷ N if that is more: each kept weight fetches its input of each row, from the
   cache. The cost grows with the rows, and falls with the density.
-- *expand*, else: pieces of the weight are made dense on the chip for the matrix units. The cost is that of all
-  weights, kept or not, whatever the rows.
+- *expand*, up to more rows: pieces of the weight are made dense on the chip for the matrix units. The cost is that
+  of all weights, kept or not, whatever the rows.
 
 Beyond, the dense weight is written to memory once, and torch multiplies.
 """
