@@ -168,6 +168,23 @@ def test_training_ends_with_the_speed_of_what_it_packed(monkeypatch, tmp_path):
     torch.manual_seed(0)
     monkeypatch.setattr(break_even, "_SMALL", 100)
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--recipe", "ste", "--pattern", "1:4", "--steps", "2", "--out", "r"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--recipe",
+                "ste",
+                "--pattern",
+                "1:4",
+                "--steps",
+                "2",
+                "--exclude",
+                "conv1",
+                "--out",
+                "r",
+            ]
+        )
+        == 0
+    )
     found = bench_actions.quick_verdict(Path("r/packed.safetensors"))
     assert re.fullmatch(r"With 1 example .* wins.*: \d+\.\d\d x .*, \d+\.\d\d x .*\.", found)

@@ -6,9 +6,10 @@ from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import PackedConv, PackedLinear
 from nmstep.deploy.packing import pack, packed_layers, unpack
 from nmstep.deploy.reading import load_packed
+from nmstep.deploy.semi_structured import SemiStructured, SemiStructuredLinear, to_semi_structured
 from nmstep.deploy.to_onnx import ExportedOnnx, export_onnx
 from nmstep.deploy.writing import save_packed
 
 __all__ = ["Exported", "ExportedOnnx", "PackedConv", "PackedFile", "PackedLayer", "PackedLinear", "Parts"]
-__all__ += ["export_dense", "export_onnx", "load_packed", "pack", "pack_file", "packed_layers"]
-__all__ += ["save_packed", "unpack"]
+__all__ += ["SemiStructured", "SemiStructuredLinear", "export_dense", "export_onnx", "load_packed", "pack"]
+__all__ += ["pack_file", "packed_layers", "save_packed", "to_semi_structured", "unpack"]

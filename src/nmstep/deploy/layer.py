@@ -142,6 +142,11 @@ class PackedLayer(nn.Module):
         return min(held.dtype, self._packed_dtype, key=lambda dtype: dtype.itemsize)
 
     @property
+    def owner(self) -> int:
+        """The same number for layers that share their weight."""
+        return id(self if self.values is None else self.values)
+
+    @property
     def parts(self) -> Parts:
         """The packed weight; packed anew each time where it is held dense."""
         if self._held is not None:

@@ -109,8 +109,7 @@ def unpack(model: nn.Module) -> nn.Module:
 
     def make(name: str, _: nn.Module) -> nn.Module:
         dense = layers[name].dense()
-        key = id(layers[name].values if layers[name].dense_from != 0 else layers[name])
-        dense._parameters["weight"] = weights.setdefault(key, dense._parameters["weight"])
+        dense._parameters["weight"] = weights.setdefault(layers[name].owner, dense._parameters["weight"])
         return dense
 
     return replaced(unwrap(model), layers, make)

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from nmstep.kernels.native import kernels, status
+from nmstep.kernels.native import status
 from nmstep.tiles import Tiling
 
 __all__ = ["dense_from", "is_better_dense", "is_small"]
@@ -26,9 +26,10 @@ def is_small(tiling: Tiling) -> bool:
 
 def is_better_dense(tiling: Tiling) -> bool:
     """Whether a layer is to hold its weight dense, since some product with the packed one would be slower."""
-    if kernels() is None or is_small(tiling):
+    here = status()
+    if is_small(tiling) or here.active == here.on_gpu == "torch":
         return True
-    return tiling.pattern.density > _MOST_KEPT[status().active]
+    return tiling.pattern.density > _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
 
 
 def dense_from(tiling: Tiling, dtype: torch.dtype) -> int | None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nmstep.kernels.break_even import dense_from
-from nmstep.kernels.native import kernels, ordinary
+from nmstep.kernels.native import engine_for, kernels, ordinary
 from nmstep.patterns import NMPattern
 from nmstep.quantizing import dequantized
 from nmstep.tiles import LANES, Tiling, unpack_rows
@@ -121,12 +121,11 @@ class PackedProduct:
         """Returns the product without a way back through it; as :meth:`__call__` otherwise."""
         tiling, dtype = self.tiling, x.dtype
         check_input(x, tiling)
-        if bias is not None and bias.dtype is torch.float16:
+        if bias is not None and bias.dtype is torch.float16 and x.is_cpu:
             bias = bias.float()
         weight = self._weight(values, indices, scales, bias)
         if weight is None or not x.is_cpu or dtype is torch.float64:
-            dense = unpack_rows(dequantized(values, scales), indices, tiling).to(dtype)
-            return F.linear(x, dense, None if bias is None else bias.to(dtype))
+            return self._by_others(x, values, indices, scales, bias)
         if dtype not in _TAKEN:
             return self.compute(x.float(), values, indices, scales, bias).to(dtype)
         x = x.contiguous()
@@ -138,6 +137,18 @@ class PackedProduct:
         y = x.new_empty((*x.shape[:-1], tiling.rows))
         weight.multiply(x.data_ptr(), y.data_ptr(), batch, narrow, torch.get_num_threads())
         return y
+
+    def _by_others(
+        self, x: Tensor, values: Tensor, indices: Tensor, scales: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Returns the product where the compiled kernels do not work: by Triton, or by plain torch."""
+        if scales is None and engine_for(x.device) == "triton":
+            from nmstep.kernels.gpu import packed  # loads Triton
+
+            if packed.is_taken(x, values, indices, bias):
+                return packed.product(self.tiling, x, values, indices, bias)
+        dense = unpack_rows(dequantized(values, scales), indices, self.tiling).to(x.dtype)
+        return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
     def _by_parts(self, weight: Any, x: Tensor, bias: Tensor | None) -> Tensor:
         """Returns the product by torch's own, with some rows of the weight made dense after the other."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["COLUMNS", "NUMBERS", "adam_step", "mask", "split"]
+__all__ = ["COLUMNS", "NUMBERS", "adam_step", "mask", "split", "to_bfloat16"]
 
 #: The columns of ``rows``.
 COLUMNS = ("groups", "size", "inner", "p", "pruned", "grad", "exp_avg", "exp_avg_sq")
@@ -60,7 +60,8 @@ def _load(address, offsets, valid, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _to_bfloat16(value):
+def to_bfloat16(value):
+    """Returns the bits of fp32 rounded to bfloat16."""
     bits = value.to(tl.int32, bitcast=True)
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet = (bits >> 16) | 0x40
@@ -70,7 +71,7 @@ def _to_bfloat16(value):
 @triton.jit
 def _store(address, offsets, value, valid, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     if DTYPE == "bfloat16":
-        value = _to_bfloat16(value)
+        value = to_bfloat16(value)
     elif DTYPE == "float16":
         value = value.to(tl.float16)
     tl.store(_pointer(address, DTYPE, ALIGNED) + offsets, value, mask=valid)
@@ -80,7 +81,7 @@ def _store(address, offsets, value, valid, DTYPE: tl.constexpr, ALIGNED: tl.cons
 def _rounded(value, DTYPE: tl.constexpr):
     """Returns the value as a tensor of the dtype would hold it."""
     if DTYPE == "bfloat16":
-        value = (_to_bfloat16(value).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        value = (to_bfloat16(value).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     elif DTYPE == "float16":
         value = value.to(tl.float16).to(tl.float32)
     return value
