@@ -33,7 +33,7 @@ LANES = 16
 #: The largest group that is packed.
 MOST_M = 64
 _WORD = 32
-_TILES_AT_A_TIME = 32  # bounds what packing and unpacking need beside their result
+_AT_A_TIME = 1 << 18  # values: bounds what packing, unpacking and checking need beside their result
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,9 @@ def misplaced(indices: Tensor, tiling: Tiling) -> tuple[int, int] | None:
 
 
 def _parts(tiling: Tiling) -> Iterator[tuple[int, int]]:
-    for first in range(0, tiling.tiles, _TILES_AT_A_TIME):
-        yield first, min(first + _TILES_AT_A_TIME, tiling.tiles)
+    tiles = max(1, _AT_A_TIME // (tiling.columns * LANES))
+    for first in range(0, tiling.tiles, tiles):
+        yield first, min(first + tiles, tiling.tiles)
 
 
 def _in_tiles(rows: Tensor) -> Tensor:
