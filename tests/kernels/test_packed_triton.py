@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import nmstep
 from nmstep import NMPattern
 from nmstep.kernels.packed import PackedProduct
+from nmstep.quantizing import quantized
 from nmstep.tiles import Tiling, pack_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -84,6 +85,21 @@ class Case:
         assert found.dtype == x.dtype
         assert bool(((found.double() - expected).abs() <= 2e-6 * size + eps * expected.abs()).all())
         return found
+
+
+@pytest.mark.parametrize("batch", [1, 6, 20, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_values(batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    case = Case(37, 72, "2:4", torch.float32, device)
+    values, scales, _ = quantized(case.values)
+    x, bias = torch.randn(batch, 72, device=device).to(dtype), torch.randn(37, device=device).to(dtype)
+    step = case.weight.double().abs().amax(1, keepdim=True) / 127
+    expected = x.double() @ ((case.weight.double() / step).round() * step).T + bias.double()
+    found = PackedProduct(case.tiling)(x, values, case.indices, scales, bias)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-5 + torch.finfo(dtype).eps
+    )
 
 
 def slices(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:

@@ -142,9 +142,11 @@ class PackedProduct:
         self, x: Tensor, values: Tensor, indices: Tensor, scales: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         """Returns the product where the compiled kernels do not work: by Triton, or by plain torch."""
-        if scales is None and engine_for(x.device) == "triton":
+        if engine_for(x.device) == "triton":
             from nmstep.kernels.gpu import packed  # loads Triton
 
+            if packed.is_taken(x, values, indices, bias) and scales is not None:
+                return packed.scaled_product(self.tiling, x, values, indices, scales, bias)
             if packed.is_taken(x, values, indices, bias):
                 return packed.product(self.tiling, x, values, indices, bias)
         dense = unpack_rows(dequantized(values, scales), indices, self.tiling).to(x.dtype)

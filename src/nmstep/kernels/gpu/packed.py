@@ -26,7 +26,7 @@ from nmstep.kernels.gpu.launch import NAMES
 from nmstep.kernels.native import ordinary
 from nmstep.tiles import Tiling
 
-__all__ = ["MOST_ROWS", "is_taken", "product", "unpacked"]
+__all__ = ["MOST_ROWS", "is_taken", "product", "scaled_product", "unpacked"]
 
 #: Rows of the input that are multiplied with the weight as it lies. Reckoned, not measured: a dense copy moves the
 #: packed bytes once and the dense ones twice, 2.6 times as many as a dense product at 2:4 in 16 bits, while four
@@ -56,11 +56,14 @@ class _Grid:
 
 
 def is_taken(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> bool:
-    """Whether the programs take these tensors: ordinary ones of fp32, bf16 or fp16 on one device, without gaps."""
+    """Whether the programs take these tensors: ordinary ones on one device, without gaps.
+
+    They are of fp32, bf16 or fp16; values may be int8 too.
+    """
     weight = [values, indices] if bias is None else [values, indices, bias]
     return (
         x.dtype in NAMES
-        and values.dtype in NAMES
+        and (values.dtype in NAMES or values.dtype is torch.int8)
         and (bias is None or bias.dtype in NAMES)
         and all(ordinary(t) and t.is_contiguous() and t.device == x.device for t in weight)
     )
@@ -89,6 +92,14 @@ def product(tiling: Tiling, x: Tensor, values: Tensor, indices: Tensor, bias: Te
         with _current(x.device):
             launch(tiling, batch, x, values, indices, bias, y)
     return y
+
+
+def scaled_product(
+    tiling: Tiling, x: Tensor, values: Tensor, indices: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Returns the product with int8 values and their scales, summed in fp32; as :func:`product` otherwise."""
+    y = product(tiling, x.float(), values, indices, None).mul_(scales.flatten()[: tiling.rows])
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def unpacked(tiling: Tiling, values: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
