@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def _bert(settings: Settings) -> nn.Module:
     return model
 
 
-def _gpt2(settings: Settings) -> nn.Module:
+def _gpt2(settings: Settings, *, tied: bool = True) -> nn.Module:
     sizes: dict[str, Any] = settings.pick({}, {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 500})
-    model: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied)
+    model: nn.Module = GPT2LMHeadModel(config)
     return model
 
 
@@ -128,6 +130,13 @@ Model = tuple[
 MODELS: dict[str, Model] = {
     "BERT-Base encoder, 128 tokens": (_bert, _encode, ENCODER, ("encoder.*",)),
     f"GPT-2, {TOKENS} tokens one by one": (_gpt2, _decode, DECODER, ("transformer.h.*",)),
+    # A third of what a token reads is the output matrix, which is dense where it is the embedding too.
+    "GPT-2, output matrix sparse too": (
+        partial(_gpt2, tied=False),
+        _decode,
+        DECODER,
+        ("transformer.h.*", "lm_head"),
+    ),
     "ResNet-18, one 32 × 32 image": (_resnet, _classify, None, ("stages.*",)),
 }
 PART = Part(
