@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 __all__ = [
     "new_folder",
@@ -34,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written to, or the disk is full; the message names the path, what was
             there before is untouched, and no temporary file stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)  # of this writer alone: another may be at the same path
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives, which not every writer does
@@ -68,12 +69,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         what = "a folder that is not empty" if path.is_dir() else "a file"
         raise FileExistsError(f"{str(path)!r} is {what}: name a new folder, or remove what is there")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
         settle(temporary)
         if path.exists():  # it may be somebody's working folder, so it is filled, not replaced
+            if any(path.iterdir()):
+                raise FileExistsError(f"{str(path)!r} was filled meanwhile; it is left as it is")
             for file in sorted(temporary.iterdir()):
                 file.replace(path / file.name)
             temporary.rmdir()
@@ -91,10 +94,11 @@ def settle(folder: Path) -> None:
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()
-    for file in folder.iterdir():
-        file.chmod(mode)
-        with file.open("r+b") as opened:
-            os.fsync(opened.fileno())
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+            with file.open("r+b") as opened:
+                os.fsync(opened.fileno())
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -137,6 +141,11 @@ def cannot_save(error: OSError, path: Path) -> OSError:
         f"cannot save: {error.strerror or error}; what was saved before is intact, so make room and resume",
         str(path),
     )
+
+
+def _temporary(path: Path) -> Path:
+    """Returns a name beside ``path`` that no other process or thread takes; leftovers are told by it."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -32,13 +32,15 @@ def quantized(values: Tensor) -> tuple[Tensor, Tensor, float]:
         ([127, 127], '0.01', '0.000')
     """
     values = values.float()
-    scales = values.abs().amax(1) / _MOST
-    if not bool(scales.isfinite().all()):
+    largest = values.abs().amax(1)
+    if not bool(largest.isfinite().all()):
         raise ValueError("int8 values cannot hold a weight that is NaN or infinite")
+    # Not less than the least normal number: a smaller scale would be coarse, or zero.
+    scales = torch.where(largest > 0, (largest / _MOST).clamp_(min=torch.finfo(torch.float32).tiny), 0.0)
     whole = (values / scales.where(scales > 0, 1)[:, None]).round_().clamp_(-_MOST, _MOST).to(torch.int8)
-    size = values.norm()
-    lost = (dequantized(whole, scales) - values).norm() / size if size > 0 else torch.zeros(())
-    return whole, scales, float(lost)
+    most = float(largest.max()) or 1.0  # norms of numbers up to one do not overflow
+    lost, size = ((x / most).double().norm() for x in (dequantized(whole, scales) - values, values))
+    return whole, scales, float(lost / size) if size > 0 else 0.0
 
 
 def dequantized(values: Tensor, scales: Tensor | None) -> Tensor:

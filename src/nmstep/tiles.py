@@ -127,7 +127,12 @@ def from_rows(rows: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     """Returns the weight of this shape that :func:`as_rows` turned into rows."""
     shape = list(shape)
     moved = [*shape[:dim], *shape[dim + 1 :], shape[dim]]
-    return rows.view(moved).movedim(-1, dim).contiguous()
+    turned = rows.view(moved).movedim(-1, dim)
+    like = torch.empty(shape, device="meta")
+    # Not contiguous(): that leaves strides of sizes of one as they are, and torch reads an order from them.
+    if turned.stride() == like.stride():
+        return turned
+    return torch.empty(shape, dtype=rows.dtype, device=rows.device).copy_(turned)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 import nmstep
 from nmstep.deploy import PackedConv, PackedLinear, packed_layers
 from nmstep.kernels import break_even
-from nmstep.kernels.native import kernels
+from nmstep.kernels.native import Status, kernels
 from nmstep.kernels.packed import PackedProduct
 from nmstep.tiles import Tiling, pack_rows
 
@@ -116,6 +116,8 @@ def test_weights_come_back_and_casts_copies_and_pickles_work() -> None:
     with torch.no_grad():
         for again in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
             assert torch.equal(again(x), model(x))
+        strict = pickle.loads(pickle.dumps(nmstep.pack(model, "2:4", fallback=False)))
+        assert not strict[0]._product.fallback
         assert torch.equal(copy.deepcopy(packed).double()(x.double()), model.double()(x.double()))
 
 
@@ -137,6 +139,147 @@ def test_wrong_inputs_and_backward_are_the_same_errors() -> None:
         layer(torch.randn(2, 16, requires_grad=True)).sum().backward()
 
 
+@pytest.mark.parametrize("side", [16, 256])
+def test_the_bias_alone_wants_gradients(side: int) -> None:
+    layer = nmstep.pack(masked(nn.Linear(side, side), "2:4"), "2:4")
+    y = layer(torch.randn(2, side))
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        y.sum().backward()
+    assert layer.bias.grad is None
+
+
+def test_a_held_layer_takes_what_a_packed_one_takes() -> None:
+    layer = masked(nn.Linear(16, 8), "2:4")
+    held, strict = nmstep.pack(layer, "2:4"), nmstep.pack(layer, "2:4", fallback=False)
+    conv = nmstep.pack(masked(nn.Conv2d(8, 4, 3), "2:4"), "2:4")
+    with torch.no_grad():
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            x = torch.randn(3, 16).to(dtype)
+            assert held(x).dtype == strict(x).dtype == dtype
+            torch.testing.assert_close(held(x), strict(x), rtol=0.02, atol=0.02)
+            assert conv(torch.randn(1, 8, 5, 5).to(dtype)).dtype == dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            assert held(torch.randn(3, 16)).dtype == strict(torch.randn(3, 16)).dtype == torch.bfloat16
+    for one in (held, strict):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="expected floating"):
+            one(torch.ones(3, 16, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"got torch.int64 of shape .* expected floating"):
+        conv(torch.ones(1, 8, 5, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_state_dicts_over_the_meta_device(fallback: bool) -> None:
+    model = small()
+    packed = nmstep.pack(model, "2:4", fallback=fallback)
+    state, x = packed.state_dict(), torch.randn(2, 8, 4, 4)
+    skeleton = copy.deepcopy(packed).to("meta")
+    shapes = {name: (t.shape, t.dtype) for name, t in skeleton.state_dict().items()}
+    assert shapes == {name: (t.shape, t.dtype) for name, t in state.items()}
+    skeleton.load_state_dict(state, assign=True)
+    emptied = copy.deepcopy(packed).to("meta").to_empty(device="cpu")
+    for buffer in emptied.buffers():
+        buffer.fill_(1)
+    emptied.load_state_dict(state)
+    with torch.no_grad():
+        for again in (skeleton, emptied):
+            assert torch.allclose(again(x), model(x), atol=1e-5)
+        other = small()
+        other[2].weight.mul_(3)
+        found = torch.func.functional_call(packed, nmstep.pack(other, "2:4", fallback=False).state_dict(), x)
+        assert torch.allclose(found, other(x), atol=1e-5)
+    packed.load_state_dict({"2.bias": torch.zeros(12)}, strict=False)
+    assert torch.equal(packed.state_dict()["2.values"], state["2.values"])
+
+
+def test_what_is_loaded_is_saved() -> None:
+    narrow = nmstep.pack(small(), "2:4", dtype=torch.bfloat16)
+    wide = nmstep.pack(small(), "2:4").state_dict()
+    narrow.load_state_dict(wide, assign=True)
+    assert torch.equal(narrow.state_dict()["0.values"], wide["0.values"])
+    for fallback in (True, False):
+        half = nmstep.pack(small().bfloat16(), "2:4", dtype=torch.float16, fallback=fallback)
+        assert half.state_dict()["0.values"].dtype == torch.float16
+
+
+def test_int8_on_the_meta_device() -> None:
+    packed = nmstep.pack(small(), "2:4", dtype=torch.int8, fallback=False)
+    again = copy.deepcopy(packed).to("meta").to_empty(device="cpu")
+    again.load_state_dict(packed.state_dict())
+    with torch.no_grad():
+        x = torch.randn(2, 8, 4, 4)
+        assert torch.equal(again(x), packed(x))
+        assert copy.deepcopy(packed).to("meta")(x.to("meta")).shape == (2, 12)
+
+
+def test_a_layer_of_two_names_is_in_the_file_once(tmp_path: Path) -> None:
+    layer = masked(nn.Linear(32, 32), "2:4")
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    sizes = []
+    for fallback in (True, False):
+        packed = nmstep.pack(model, "2:4", fallback=fallback)
+        nmstep.save_packed(packed, tmp_path / "p.safetensors")
+        sizes.append((tmp_path / "p.safetensors").stat().st_size)
+        loaded = nmstep.load_packed(tmp_path / "p.safetensors", model, fallback=fallback)
+        assert loaded[0] is loaded[2]
+        assert loaded[0].dense_from == packed[0].dense_from
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("skeleton", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fallback", [True, False])
+def test_a_model_is_what_its_file_says(
+    tmp_path: Path, saved: torch.dtype, skeleton: torch.dtype, fallback: bool
+) -> None:
+    model = small().to(saved)
+    packed = nmstep.pack(model, "2:4")
+    nmstep.save_packed(packed, tmp_path / "p.safetensors")
+    loaded = nmstep.load_packed(tmp_path / "p.safetensors", small().to(skeleton), fallback=fallback)
+    x = torch.randn(2, 8, 4, 4).to(saved)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), packed(x), rtol=0.02, atol=0.02)
+    assert {p.dtype for p in nmstep.unpack(loaded).parameters()} == {saved}
+    assert torch.equal(nmstep.unpack(loaded)[0].weight, model[0].weight)
+
+
+def test_weights_come_back_with_their_strides() -> None:
+    for conv in (nn.Conv2d(16, 8, 1), nn.Conv1d(16, 8, 1), nn.Conv2d(16, 8, 3), nn.Conv2d(16, 8, (1, 3))):
+        model = nn.Sequential(conv)
+        with torch.no_grad():
+            conv.weight.mul_(nmstep.nm_mask(conv.weight, "2:4", dim=1))
+        for fallback in (True, False):
+            packed = nmstep.pack(model, "2:4", fallback=fallback)
+            assert nmstep.unpack(packed)[0].weight.stride() == conv.weight.stride()
+            assert packed[0].weight.stride() == conv.weight.stride()
+
+
+def test_empty_batches() -> None:
+    model = small()
+    with torch.no_grad():
+        for fallback in (True, False):
+            assert nmstep.pack(model, "2:4", fallback=fallback)(torch.randn(0, 8, 4, 4)).shape == (0, 12)
+
+
+def test_a_weight_that_its_settings_do_not_describe_stays_dense() -> None:
+    conv = nn.Conv2d(16, 8, 3, bias=False)
+    conv.weight = nn.Parameter(
+        torch.randn(8, 32, 3, 3) * nmstep.nm_mask(torch.randn(8, 32, 3, 3), "2:4", dim=1)
+    )
+    with pytest.raises(ValueError, match="nothing to pack"):
+        nmstep.pack(conv, "2:4")
+
+
+def test_kernels_see_another_bias() -> None:
+    layer = nmstep.pack(masked(nn.Linear(256, 256), "2:4"), "2:4", fallback=False)
+    x = torch.zeros(1, 256)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], layer.bias)
+        layer.bias = nn.Parameter(torch.ones(256))
+        assert torch.equal(layer(x), torch.ones(1, 256))
+        layer.half()
+        assert torch.equal(layer(x.half()), torch.ones(1, 256).half())
+
+
 def test_what_breaks_even() -> None:
     def tiling(side: int, pattern: str) -> Tiling:
         return Tiling(side, side, nmstep.NMPattern.parse(pattern))
@@ -145,9 +288,45 @@ def test_what_breaks_even() -> None:
     assert not break_even.is_small(tiling(208, "1:16"))
     assert break_even.is_better_dense(tiling(192, "1:16"))
     assert break_even.is_better_dense(tiling(1024, "15:16"))
+    assert break_even.is_better_dense(
+        Tiling(1, 65536, nmstep.NMPattern(1, 16))
+    )  # of sixteen rows one is there
     if kernels() is not None:
         assert not break_even.is_better_dense(tiling(1024, "1:16"))
     assert break_even.dense_from(tiling(1024, "2:4"), torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("active", "most"), [("avx512", "3:4"), ("avx2", "3:4"), ("plain", "1:8"), ("triton", "3:4")]
+)
+def test_what_each_instruction_set_breaks_even_at(
+    monkeypatch: pytest.MonkeyPatch, active: str, most: str
+) -> None:
+    here = Status(active=active, why="", usable=())
+    monkeypatch.setattr(break_even, "status", lambda: here)
+    for pattern in ("1:16", "1:8", "1:4", "2:4", "3:4", "7:8"):
+        parsed = nmstep.NMPattern.parse(pattern)
+        is_dense = break_even.is_better_dense(Tiling(1024, 1024, parsed))
+        assert is_dense == (parsed.density > nmstep.NMPattern.parse(most).density)
+    monkeypatch.setattr(break_even, "status", lambda: Status(active="torch", why="", usable=()))
+    assert break_even.is_better_dense(Tiling(1024, 1024, nmstep.NMPattern(1, 16)))
+
+
+@pytest.mark.parametrize(
+    ("amx", "bf16", "dense"), [(True, True, {"2:4", "1:4"}), (False, True, {"2:4"}), (False, False, set())]
+)
+def test_processors_that_multiply_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, bf16: bool, dense: set[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    break_even._most_kept_in_bf16.cache_clear()
+    found = {
+        pattern: break_even.dense_from(Tiling(1024, 1024, nmstep.NMPattern.parse(pattern)), torch.bfloat16)
+        for pattern in ("2:4", "1:4", "1:8")
+    }
+    break_even._most_kept_in_bf16.cache_clear()
+    assert found == {pattern: 64 if pattern in dense else None for pattern in found}
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

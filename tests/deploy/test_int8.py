@@ -99,3 +99,23 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
         dense[0].weight[0, dense[0].weight[0] != 0] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         nmstep.pack(dense, "2:4", dtype=torch.int8)
+
+
+def test_sizes_of_every_order(tmp_path: Path) -> None:
+    for size in (1e30, 1e-30, 1e-41):
+        dense = nn.Sequential(nn.Linear(48, 40))
+        with torch.no_grad():
+            dense[0].weight.mul_(nmstep.nm_mask(dense[0].weight, "2:4")).mul_(size)
+        packed = nmstep.pack(dense, "2:4", dtype=torch.int8)
+        error = packed_layers(packed)["0"].error
+        assert 0 < error < (0.01 if size > 1e-38 else 2)
+        nmstep.save_packed(packed, tmp_path / "p.safetensors")
+        nmstep.load_packed(tmp_path / "p.safetensors", dense)
+
+
+def test_float16_is_refused_where_it_would_overflow() -> None:
+    dense = model()
+    with torch.no_grad():
+        dense[0].weight.mul_(1e6)
+    with pytest.raises(ValueError, match="float16 holds numbers up to 65504, and a weight is"):
+        nmstep.pack(dense, "2:4", dtype=torch.float16)

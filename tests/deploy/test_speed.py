@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import nmstep
-from nmstep.deploy.speed import Rung, Speed, break_even, layer_kinds, layer_speed, layer_speeds, model_speed
+from nmstep.deploy.speed import Rung, Speed, break_even, layer_kinds, layer_speed, model_speed
 from nmstep.timing import Timing
 
 FAST = {"rounds": 3, "seconds": 1e-3}
@@ -62,7 +62,7 @@ def test_layers_of_one_kind_are_measured_once_on_their_last_input(model):
     kinds = layer_kinds(packed, run)
     assert [kind.names for kind in kinds] == [("0", "2"), ("1",)]
     assert kinds[0].x.tolist() == [[2.0] * 16]
-    speeds = layer_speeds(packed, run, **FAST)
+    speeds = [layer_speed(kind, **FAST) for kind in kinds]
     assert [(s.names, s.shape, str(s.pattern), s.inputs) for s in speeds] == [
         (("0", "2"), (32, 16), "2:4", (1, 16)),
         (("1",), (16, 32), "2:4", (1, 32)),

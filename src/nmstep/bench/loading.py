@@ -27,6 +27,8 @@ from nmstep.verify.files import open_path
 
 __all__ = ["load_subject"]
 
+_PACKED = (".safetensors", ".safetensors.index.json")
+
 
 def load_subject(
     path: Path, *, pattern: str | None = None, tokens: int | None = None, dtype: torch.dtype | None = None
@@ -57,10 +59,10 @@ def load_subject(
             f"--pattern is for models of a size ({', '.join(SIZES)}): what {str(path)!r} holds has its own patterns"
         )
     folder, file = (path, None) if path.is_dir() else (path.parent, path)
-    if not (folder / "config.json").is_file() or (file is not None and file.suffix != ".safetensors"):
+    if not (folder / "config.json").is_file() or (file is not None and not file.name.endswith(_PACKED)):
         raise FileNotFoundError(
             f"nothing to measure at {str(path)!r}: expected a folder with a config.json, as run folders and "
-            f"transformers folders have, a packed .safetensors file beside one, or {', '.join(SIZES)}"
+            f"transformers folders have, a packed .safetensors file or index beside one, or {', '.join(SIZES)}"
         )
     if file is not None and dtype is not None:
         raise ValueError(f"--dtype: the kept weights in {str(file)!r} have theirs already")

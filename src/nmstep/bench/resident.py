@@ -88,7 +88,7 @@ def _warm() -> None:
     layer.weight[:, ::2] = 0
     for dtype in (torch.float32, torch.bfloat16):
         layer.to(dtype)(torch.ones(16, 64, dtype=dtype))
-        pack(layer, "1:2")(torch.ones(16, 64, dtype=dtype))
+        pack(layer, "1:2", fallback=False)(torch.ones(16, 64, dtype=dtype))
 
 
 def _resident() -> int:

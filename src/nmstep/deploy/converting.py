@@ -88,7 +88,7 @@ def pack_file(
             assert entry.dim is not None
             owner = _owner(name)
             parts = packed_parts(as_rows(value, entry.dim), entry.pattern, dtype)
-            layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error)
+            layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error, value.dtype)
             layers[owner] = layer
             size = value.numel() * parts.values.itemsize
             tensors |= {part_of(owner, part): getattr(parts, part) for part in layer.sizes}

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import Stored
@@ -15,6 +17,9 @@ from nmstep.verify.stored import Stored
 __all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
 
 _KEY, _VERSION = "nmstep_packed", 1
+_DTYPES = {
+    str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 
 
 def part_of(name: str, part: str) -> str:
@@ -31,12 +36,14 @@ class StoredLayer:
         shape: of the dense weight.
         dim: its dimension that groups run along.
         error: of int8 values: what rounding changed, as :class:`Parts` has it; None for others.
+        dtype: of the dense layer; values may be narrower. None in files that do not say: the model's.
     """
 
     pattern: NMPattern
     shape: tuple[int, ...]
     dim: int
     error: float | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def tiling(self) -> Tiling:
@@ -59,12 +66,19 @@ class StoredLayer:
         error = values.get("int8_error")
         if error is not None and (not isinstance(error, float) or not 0 <= error < math.inf):
             raise ValueError(f"int8_error={error!r} is no error of rounding")
-        return cls(pattern, shape, dim, error)
+        dtype = values.get("dtype")
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+        return cls(pattern, shape, dim, error, None if dtype is None else _DTYPES[dtype])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values."""
-        error = {} if self.error is None else {"int8_error": self.error}
-        return {"pattern": str(self.pattern), "shape": list(self.shape), "dim": self.dim, **error}
+        values = {"pattern": str(self.pattern), "shape": list(self.shape), "dim": self.dim}
+        if self.error is not None:
+            values["int8_error"] = self.error
+        if self.dtype is not None:
+            values["dtype"] = str(self.dtype).removeprefix("torch.")
+        return values
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -107,6 +121,9 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
             raise ValueError(f"version {version!r} is not known, expected {_VERSION}")
         if not all(isinstance(name, str) for name in aliases.values()):
             raise ValueError("aliases are not names")
+        for alias in aliases:
+            if alias in stored.tensors:
+                raise ValueError(f"{alias!r} is a tensor, and another name of {aliases[alias]!r} too")
         layers = {name: StoredLayer.from_dict(values) for name, values in description["layers"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(

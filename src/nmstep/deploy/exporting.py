@@ -158,6 +158,10 @@ def _check(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[VerifyReport, i
     report = verify(folder)
     report.raise_if_failed()
     stored, size = open_path(folder), 0
+    places = {_place(tensors[name]) for name in stored.tensors if name in tensors}
+    missing = [name for name, t in tensors.items() if name not in stored.tensors and _place(t) not in places]
+    if missing:
+        raise ValueError(f"{', '.join(map(repr, missing[:5]))} did not get into {str(folder)!r}")
     for name, written in stored.tensors.items():
         value = written.read()
         size += value.nbytes
@@ -166,6 +170,11 @@ def _check(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[VerifyReport, i
                 f"{name!r} reads differently than it was written to {str(folder)!r}: is the disk sound?"
             )
     return report, size
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Returns the same for names of one and the same tensor."""
+    return (tensor.device, tensor.data_ptr() if tensor.numel() else id(tensor), tensor.shape)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nmstep.layout import group_views
 from nmstep.patterns import NMPattern
 from nmstep.plan import plan as make_plan
-from nmstep.sparsity_plan import SparsityPlan
+from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.verify import verify
 
 __all__ = ["verified_plan"]
@@ -74,17 +74,23 @@ def _found_plan(model: nn.Module, include: Iterable[str] | None, exclude: Iterab
     """Returns a plan with the pattern that each layer's zeros make."""
     candidates = _default_plan(model, "1:1", include, exclude)
     named = dict(model.named_parameters())
-    entries = [
-        entry if entry.dim is None else replace(entry, pattern=_sparsest(named[entry.name], entry.dim))
-        for entry in candidates.entries
-    ]
-    found = SparsityPlan(tuple(entries))
+    found = SparsityPlan(tuple(_found(entry, named[entry.name]) for entry in candidates.entries))
     if not found.sparse:
         raise ValueError(
             f"no layer of this {type(model).__name__} is N:M for an M of {', '.join(map(str, _GROUPS))}: train it "
             f"with nmstep.sparsify first, or load the weights that were"
         )
     return found
+
+
+def _found(entry: PlanEntry, weight: Tensor) -> PlanEntry:
+    """Returns a parameter's entry with the pattern that its zeros make, if they make one."""
+    if entry.dim is None:
+        return entry
+    pattern = _sparsest(weight, entry.dim)
+    if pattern is None:
+        return replace(entry, pattern=None, dim=None, reason="no pattern in its zeros")
+    return replace(entry, pattern=pattern)
 
 
 def _sparsest(weight: Tensor, dim: int) -> NMPattern | None:

@@ -51,6 +51,7 @@ class PackedLayer(nn.Module):
         like: the dense layer, whose settings are copied; with its bias memory is shared, its weight is not kept.
         pattern: N kept of M.
         parts: the packed weight.
+        dtype: of the dense layer, which :func:`unpack` gives back; ``like``'s own by default.
         fallback: False to hold and multiply the weight packed always.
     """
 
@@ -67,13 +68,14 @@ class PackedLayer(nn.Module):
         pattern: NMPattern,
         parts: Parts,
         *,
+        dtype: torch.dtype | None = None,
         fallback: bool = True,
     ) -> None:
         super().__init__()
         weight, bias = like.get_parameter("weight"), like._parameters.get("bias")
         self.register_parameter("bias", None if bias is None else _sharing(bias))
         # Follows the dtype that the model is cast to, which is the dense weight's; values may be narrower.
-        witness = torch.empty(0, dtype=weight.dtype, device=parts.values.device)
+        witness = torch.empty(0, dtype=dtype or weight.dtype, device=parts.values.device)
         self.register_buffer("_dtype", witness, persistent=False)
         memo: dict[int, object] = {
             id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
@@ -85,7 +87,8 @@ class PackedLayer(nn.Module):
         self.error = parts.error
         self._packed_dtype = parts.values.dtype
         self._hold_packed(parts)
-        if fallback and parts.scales is None and is_better_dense(self.tiling):
+        is_wide = parts.values.dtype is torch.float64  # which no kernel takes
+        if fallback and parts.scales is None and (is_wide or is_better_dense(self.tiling)):
             self._hold_dense()
         self.train(like.training)
 
@@ -105,6 +108,11 @@ class PackedLayer(nn.Module):
     def shape(self) -> tuple[int, ...]:
         """The dense weight's shape."""
         return tuple(self.like.get_parameter("weight").shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dense layer's: what it was packed from, or the model was cast to. Values may be narrower."""
+        return self._dtype.dtype
 
     @property
     def pattern(self) -> NMPattern:
@@ -127,19 +135,15 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, in the dtype of the values, or float32 if they are int8; unpacked anew each time."""
+        """The dense weight, in the dense layer's dtype; unpacked anew each time where it is packed."""
         if self._held is not None:
             return self._held
-        return from_rows(self.parts.rows(self.tiling), self.shape, self.dim)
+        return from_rows(self.parts.rows(self.tiling), self.shape, self.dim).to(self._dtype.dtype)
 
     @property
     def values_dtype(self) -> torch.dtype:
         """What values are stored in."""
-        held = self._held
-        if held is None:
-            assert self.values is not None
-            return self.values.dtype
-        return min(held.dtype, self._packed_dtype, key=lambda dtype: dtype.itemsize)
+        return self._packed_dtype if self.values is None else self.values.dtype
 
     @property
     def owner(self) -> int:
@@ -149,6 +153,8 @@ class PackedLayer(nn.Module):
     @property
     def parts(self) -> Parts:
         """The packed weight; packed anew each time where it is held dense."""
+        if self._held is not None and self._held.is_meta:
+            return self._empty_parts()
         if self._held is not None:
             return Parts(*pack_rows(as_rows(self._held, self.dim), self.pattern, dtype=self.values_dtype))
         assert self.values is not None
@@ -171,7 +177,7 @@ class PackedLayer(nn.Module):
     def dense(self) -> nn.Module:
         """Returns the dense layer, in the dtype that it had or the model was cast to; its bias shares memory."""
         module = copy.deepcopy(self.like)
-        weight = self.weight.to(self._dtype.dtype)
+        weight = self.weight
         needs_grad = self.like.get_parameter("weight").requires_grad
         module.register_parameter("weight", nn.Parameter(weight, needs_grad))
         module.register_parameter("bias", None if self.bias is None else _sharing(self.bias))
@@ -188,12 +194,20 @@ class PackedLayer(nn.Module):
     def run(self, x: Tensor) -> Tensor:
         """Returns what the dense layer would."""
         # By torch's dictionaries here and below, since looking attributes up takes as long as a small product.
-        held: Tensor | None = self._buffers["_held"]
-        if held is None:
+        own: dict[str, Any] = self._buffers
+        if own["values"] is not None:
             return self.multiply(x)
-        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-            return one_way(self.multiply_dense, x, held)
+        bias, held = self._parameters["bias"], own["_held"]
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return one_way(lambda x, held, _: self.multiply_dense(x, held), x, held, bias)
         return self.multiply_dense(x, held)
+
+    def in_dtype_of(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns a weight and the bias in the input's dtype, as packed products take them."""
+        bias = self._parameters["bias"]
+        if weight.dtype is x.dtype or torch.is_autocast_enabled(x.device.type):
+            return weight, bias
+        return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
 
     def _hold_packed(self, parts: Parts) -> None:
         for name in PARTS:
@@ -202,7 +216,8 @@ class PackedLayer(nn.Module):
 
     def _hold_dense(self) -> None:
         """Holds the weight dense, in the layer's dtype."""
-        weight = self.weight.to(self.get_buffer("_dtype").dtype)
+        assert self.values is not None
+        self._packed_dtype, weight = self.values.dtype, self.weight
         for name in PARTS:
             self.register_buffer(name, None)
         self.register_buffer("_held", weight, persistent=False)
@@ -213,20 +228,31 @@ class PackedLayer(nn.Module):
             parts = self.parts
             destination |= {f"{prefix}values": parts.values, f"{prefix}indices": parts.indices}
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         was_dense = self._held is not None
         if was_dense:  # what is loaded is packed
-            self._hold_packed(self.parts)
-        super()._load_from_state_dict(*arguments)
+            is_whole = all(f"{prefix}{part}" in state_dict for part in PARTS[:2])
+            self._hold_packed(self._empty_parts() if is_whole else self.parts)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         if was_dense:
             self._hold_dense()
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
-        scales = self.scales
+        scales, before = self.scales, self._dtype.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scales is not None:  # casting a model leaves them as exact as they were
-            self.scales = scales.to(self._dtype.device)
+            device = self._dtype.device
+            self.scales = torch.empty_like(scales, device=device) if scales.is_meta else scales.to(device)
+        if self._dtype.dtype is not before:
+            self._packed_dtype = self._dtype.dtype
+        self._product.forget()
         return self
+
+    def _empty_parts(self) -> Parts:
+        """Returns parts of the shapes and dtypes that the weight's have, with anything in them."""
+        device = self._dtype.device
+        values = torch.empty(self.tiling.values_shape, dtype=self.values_dtype, device=device)
+        return Parts(values, torch.zeros(self.tiling.indices_shape, dtype=torch.int32, device=device))
 
 
 def _sharing(parameter: nn.Parameter) -> nn.Parameter:

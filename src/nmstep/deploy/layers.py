@@ -28,7 +28,11 @@ def packed_type(module: nn.Module, pattern: NMPattern) -> type[PackedLayer] | No
         return None
     if type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and dim == 0):
         return PackedLinear
-    return PackedConv if type(module) in (nn.Conv1d, nn.Conv2d) and module.groups == 1 else None
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)) or type(module) not in (nn.Conv1d, nn.Conv2d):
+        return None
+    # Kernels go by the settings, so a weight that was put there must be what they say.
+    settings = (module.out_channels, module.in_channels, *module.kernel_size)
+    return PackedConv if module.groups == 1 and tuple(weight.shape) == settings else None
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -71,7 +75,8 @@ class PackedLinear(PackedLayer):
     def multiply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
         """Returns ``x @ weightᵀ + bias``."""
         check_input(x, self.tiling)
-        return F.linear(x, weight.t() if self.is_turned else weight, self._parameters["bias"])
+        weight, bias = self.in_dtype_of(x, weight)
+        return F.linear(x, weight.t() if self.is_turned else weight, bias)
 
 
 class PackedConv(PackedLayer):
@@ -88,10 +93,11 @@ class PackedConv(PackedLayer):
         """
         like = self.conv
         space = len(like.kernel_size)
-        if x.dim() not in (space + 1, space + 2) or x.shape[-space - 1] != like.in_channels:
+        fits = x.dim() in (space + 1, space + 2) and x.shape[-space - 1] == like.in_channels
+        if not fits or not x.is_floating_point():
             raise ValueError(
-                f"a packed convolution of {like.in_channels} channels got shape {tuple(x.shape)}, expected "
-                f"(batch, {like.in_channels}{', …' * space})"
+                f"a packed convolution of {like.in_channels} channels got {x.dtype} of shape {tuple(x.shape)}, "
+                f"expected floating numbers of shape (batch, {like.in_channels}{', …' * space})"
             )
         return self.run(x)
 
@@ -109,10 +115,10 @@ class PackedConv(PackedLayer):
         y = self._product.of_images(images.padded, images.windows, *self.parts[:3], self.bias)
         if y is None:
             y = self.product(images.rows())
-        y = y.view(images.padded.shape[0], *images.outputs, -1).movedim(-1, 1)
+        y = y.view(images.padded.shape[0], *images.outputs, self.tiling.rows).movedim(-1, 1)
         return y if is_batch else y[0]
 
     def multiply_dense(self, x: Tensor, weight: Tensor) -> Tensor:
         """Returns the convolution by torch's own."""
-        y: Tensor = self.conv._conv_forward(x, weight, self._parameters["bias"])
+        y: Tensor = self.conv._conv_forward(x, *self.in_dtype_of(x, weight))
         return y

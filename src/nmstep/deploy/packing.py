@@ -126,7 +126,12 @@ def packed_parts(
         ValueError: as :func:`nmstep.tiles.pack_rows` and :func:`nmstep.quantizing.quantized`.
     """
     if dtype is not torch.int8 or (is_small(Tiling(len(rows), rows.shape[1], pattern)) and not small):
-        return Parts(*pack_rows(rows, pattern, dtype=None if dtype is torch.int8 else dtype))
+        parts = Parts(*pack_rows(rows, pattern, dtype=None if dtype is torch.int8 else dtype))
+        if dtype is torch.float16 and bool(parts.values.isinf().any()) and not bool(rows.isinf().any()):
+            raise ValueError(
+                f"float16 holds numbers up to 65504, and a weight is {float(rows.abs().max()):.3g}: take bfloat16"
+            )
+        return parts
     values, indices = pack_rows(rows, pattern)
     whole, scales, error = quantized(values)
     return Parts(whole, indices, scales, error)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, described, part_of
-from nmstep.deploy.layer import PARTS, PackedLayer, Parts
+from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import packed_type
 from nmstep.deploy.packing import replaced
 from nmstep.layout import reduction_dim
@@ -66,20 +66,30 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
             tensors |= {part_of(name, part): getattr(parts, part) for part in layer.sizes}
         else:  # the model reads this weight itself
             tensors[part_of(name, "weight")] = from_rows(parts.rows(layer.tiling), layer.shape, layer.dim)
-    packed_names = {part_of(name, part) for name in layers for part in PARTS}
+    packed_names = {part_of(name, part) for name, layer in layers.items() for part in layer.sizes}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
     tensors |= {
         alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
     }
-    shared = {*aliases, *aliases.values()}
+    owners: dict[str, set[int]] = {}  # the modules that have a tensor of this first name
+    for name in kinds:
+        owners.setdefault(_first_values(name, aliases), set()).add(id(modules[name]))
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        own = fallback and part_of(name, "values") not in shared  # as in packing
-        return kinds[name](module, layers[name].pattern, read[name], fallback=own)
+        layer, own = (
+            layers[name],
+            fallback and len(owners[_first_values(name, aliases)]) == 1,
+        )  # as in packing
+        return kinds[name](module, layer.pattern, read[name], dtype=layer.dtype, fallback=own)
 
     packed = replaced(model, kinds, make)
     _load(stored, packed, tensors)
     return packed
+
+
+def _first_values(name: str, aliases: Mapping[str, str]) -> str:
+    values = part_of(name, "values")
+    return aliases.get(values, values)
 
 
 def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> nn.Module:

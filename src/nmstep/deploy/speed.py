@@ -17,7 +17,7 @@ from nmstep.patterns import NMPattern
 from nmstep.timing import Timing, in_turns
 
 __all__ = ["ROWS", "LayerKind", "LayerSpeed", "Rung", "Speed", "break_even", "layer_kinds", "model_speed"]
-__all__ += ["layer_speed", "layer_speeds"]
+__all__ += ["layer_speed"]
 
 #: Rows at which layers are compared to find out from how many on a dense product is faster.
 ROWS = (1, 4, 16, 64, 256, 1024)
@@ -119,21 +119,6 @@ def model_speed(
     return Speed(fp32=fp32, bf16=bf16)
 
 
-def layer_speeds(
-    packed: nn.Module, run: Callable[[nn.Module], object], *, rounds: int = 15, seconds: float = 2.0
-) -> list[LayerSpeed]:
-    """Returns the speeds of a model's packed layers, each kind measured once, on inputs that the model gives it.
-
-    Args:
-        packed: on the CPU, in float32.
-        run: uses a model once.
-        rounds: that layers take turns, at least 3.
-        seconds: that the rounds of a kind take at most; three take place in any case.
-    """
-    kinds = layer_kinds(packed, run)
-    return [layer_speed(kind, rounds=rounds, seconds=seconds) for kind in kinds]
-
-
 @torch.inference_mode()
 def layer_kinds(packed: nn.Module, run: Callable[[nn.Module], object]) -> list[LayerKind]:
     """Returns the kinds of packed layers in a model, by shape, pattern and shape of their inputs.
@@ -158,7 +143,13 @@ def layer_kinds(packed: nn.Module, run: Callable[[nn.Module], object]) -> list[L
 
 @torch.inference_mode()
 def layer_speed(kind: LayerKind, *, rounds: int = 15, seconds: float = 2.0) -> LayerSpeed:
-    """Returns the speed of one kind of layer on what its model gives it; arguments as of :func:`layer_speeds`."""
+    """Returns the speed of one kind of layer on what its model gives it.
+
+    Args:
+        kind: of packed layers, on the CPU, in float32.
+        rounds: that layers take turns, at least 3.
+        seconds: that the rounds take at most; three take place in any case.
+    """
     layer = kind.layer
     fp32, bf16 = _against_dense(layer, [kind.x], rounds=rounds, seconds=seconds)[0]
     return LayerSpeed(

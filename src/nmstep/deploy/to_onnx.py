@@ -231,5 +231,9 @@ def _beside(path: Path) -> Iterator[Path]:
     with folder as name:
         yield Path(name) / path.name
         settle(Path(name))
-        for file in sorted(Path(name).iterdir(), key=lambda file: file.name == path.name):
+        files = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
+        for file in files:
             file.replace(path.parent / file.name)
+        weights = path.with_name(f"{path.name}.data")  # of a larger model that was there
+        if weights.name not in [file.name for file in files]:
+            weights.unlink(missing_ok=True)

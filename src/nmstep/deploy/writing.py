@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, describe
+from nmstep.deploy.layer import PackedLayer
 from nmstep.deploy.packing import packed_layers
 from nmstep.files import replacing, write_atomically
 from nmstep.packages import require
@@ -42,12 +43,23 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
         raise ValueError(
             f"this {type(model).__name__} has no packed layer: save_packed(nmstep.pack(model), path)"
         )
-    tensors, aliases = without_aliases(unwrap(model).state_dict())
+    tensors, aliases = without_aliases(_once(unwrap(model)))
     described = {
-        name: StoredLayer(layer.pattern, layer.shape, layer.dim, layer.error)
+        name: StoredLayer(layer.pattern, layer.shape, layer.dim, layer.error, layer.dtype)
         for name, layer in layers.items()
     }
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
+
+
+def _once(model: nn.Module) -> dict[str, Any]:
+    """Returns a state dict in which a packed layer of several names has the same tensors under all of them."""
+    state, first = dict(model.state_dict()), dict[int, str]()
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = first.setdefault(id(module), name)
+        if isinstance(module, PackedLayer) and own != name:
+            keys = [key for key in state if key.startswith(f"{name}.")]
+            state |= {key: state[own + key.removeprefix(name)] for key in keys}
+    return state
 
 
 def check_path(path: Path) -> None:

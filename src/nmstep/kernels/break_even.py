@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from nmstep.kernels.native import status
-from nmstep.tiles import Tiling
+from nmstep.tiles import LANES, Tiling
 
 __all__ = ["dense_from", "is_better_dense", "is_small"]
 
@@ -29,7 +29,10 @@ def is_better_dense(tiling: Tiling) -> bool:
     here = status()
     if is_small(tiling) or here.active == here.on_gpu == "torch":
         return True
-    return tiling.pattern.density > _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
+    kept = (
+        tiling.pattern.density * LANES * tiling.tiles / tiling.rows
+    )  # with the rows that fill the last tile
+    return kept > _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
 
 
 def dense_from(tiling: Tiling, dtype: torch.dtype) -> int | None:

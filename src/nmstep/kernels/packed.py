@@ -18,6 +18,7 @@ from nmstep.tiles import LANES, Tiling, unpack_rows
 __all__ = ["PackedProduct", "check_input", "one_way"]
 
 _TAKEN = (torch.float32, torch.bfloat16)
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
 _PART = 1 << 21  # bytes of a weight that is made dense at a time: they stay in the cache
 
 
@@ -65,7 +66,7 @@ class PackedProduct:
             RuntimeError: in the backward pass: a packed weight is not trained.
         """
         device = "cpu" if x.is_cpu else x.device.type  # to ask for the device takes as long as all else here
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device) and x.dtype in _CAST:
             x = x.to(torch.get_autocast_dtype(device))
         if _is_traced() or not ordinary(x):
             t = self.tiling
@@ -112,7 +113,7 @@ class PackedProduct:
             return None
         y = x.new_empty(len(x), windows[0], windows[1], self.tiling.rows)
         narrow = x.dtype is torch.bfloat16
-        weight.convolve(windows, x.data_ptr(), y.data_ptr(), rows, narrow, torch.get_num_threads())
+        weight.convolve(windows, x.data_ptr(), x.numel(), y.data_ptr(), rows, narrow, torch.get_num_threads())
         return y
 
     def compute(
@@ -170,6 +171,10 @@ class PackedProduct:
                 torch.addmm(bias[first:last].to(x.dtype), rows, columns, out=out[:, first:last])
         return y
 
+    def forget(self) -> None:
+        """Lets go of the tensors that were looked at."""
+        self._known = ((), None)
+
     def _weight(self, values: Tensor, indices: Tensor, scales: Tensor | None, bias: Tensor | None) -> Any:
         """Returns what the kernels made of these tensors, or None where they do not take them."""
         mark: tuple[object, ...] = (values.data_ptr(), values.dtype, indices.data_ptr())
@@ -219,6 +224,9 @@ def check_input(x: Tensor, tiling: Tiling) -> None:
 
 def one_way(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
     """Returns ``function(*arguments)`` as a result whose backward pass is an error."""
+    if torch.compiler.is_compiling():
+        stopped: Tensor = _one_way(function(*arguments))
+        return stopped
     result: Tensor = _OneWay.apply(function, *arguments)  # type: ignore[no-untyped-call]
     return result
 
@@ -281,3 +289,12 @@ def _(
 
 
 _operator.register_autograd(_OneWay.backward)
+
+
+@torch.library.custom_op("nmstep::one_way", mutates_args=())
+def _one_way(y: Tensor) -> Tensor:
+    return y.clone()
+
+
+_one_way.register_fake(torch.empty_like)
+_one_way.register_autograd(_OneWay.backward)

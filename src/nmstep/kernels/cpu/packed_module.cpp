@@ -5,6 +5,7 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
 #include <array>
 #include <new>
 #include <optional>
@@ -193,11 +194,17 @@ public:
         multiply(Windows::of_matrix(layout_.inputs), x, y, batch, is_bf16, threads);
     }
 
-    void convolve(const Windows &w, const void *x, void *y, int64_t batch, bool is_bf16, int threads) const {
+    void convolve(const Windows &w, const void *x, int64_t size, void *y, int64_t batch, bool is_bf16,
+                  int threads) const {
         expect(w.height > 0 && w.width > 0 && w.kernel_width > 0, "an image must have outputs");
         // A vector of inputs is read at a time, from channels of one place.
         expect(w.channels > 0 && w.channels % kTile == 0, "channels must be a multiple of 16");
         expect(layout_.inputs % (w.channels * w.kernel_width) == 0, "the weight's inputs must be whole windows");
+        const int64_t lines = layout_.inputs / (w.channels * w.kernel_width), images = batch / (w.height * w.width);
+        const int64_t last = (images - 1) * w.image + (w.height - 1) * w.step_y + (w.width - 1) * w.step_x +
+                             (lines - 1) * w.tap_y + (w.kernel_width - 1) * w.tap_x;
+        expect(std::min({w.image, w.step_y, w.step_x, w.tap_y, w.tap_x}) >= 0, "strides must not be negative");
+        expect(batch == 0 || last + w.channels <= size, "windows must lie in the images");
         multiply(w, x, y, batch, is_bf16, threads);
     }
 
@@ -249,25 +256,9 @@ private:
     std::optional<ReadOnly> scales_, bias_;
 };
 
-void packed_linear(const ReadOnly &values, const ReadOnly &indices, const std::optional<ReadOnly> &scales,
-                   const std::optional<ReadOnly> &bias, const ReadOnly &x, const Tensor &y, int64_t n, int64_t m,
-                   int threads) {
-    expect(x.ndim() == 2 && y.ndim() == 2 && x.shape(0) == y.shape(0), "x and y must be matrices of as many rows");
-    expect(x.dtype() == y.dtype(), "x and y must have the same type");
-    const bool is_bf16 = expect_bf16_or_fp32(x.dtype(), "x must be float32 or bfloat16");
-    expect_contiguous(x, "x must be contiguous");
-    expect_contiguous(y, "y must be contiguous");
-    const PackedLayout layout =
-        layout_of(static_cast<int64_t>(y.shape(1)), static_cast<int64_t>(x.shape(1)), n, m);
-    PackedWeight(values, indices, scales, bias, layout)
-        .multiply(x.data(), y.data(), static_cast<int64_t>(x.shape(0)), is_bf16, threads);
-}
-
 }  // namespace
 
 void add_packed(nb::module_ &module) {
-    module.def("packed_linear", &packed_linear, "values"_a, "indices"_a, "scales"_a.none(), "bias"_a.none(), "x"_a, "y"_a,
-               "n"_a, "m"_a, "threads"_a);
     nb::class_<PackedWeight>(module, "PackedWeight")
         .def("__init__",
              [](PackedWeight *self, const ReadOnly &values, const ReadOnly &indices,
@@ -287,13 +278,13 @@ void add_packed(nb::module_ &module) {
         // The same for a row at each output place of images, whose channels are side by side; `windows` are the values
         // of struct Windows.
         .def("convolve",
-             [](const PackedWeight &self, const std::array<int64_t, 9> &w, uintptr_t x, uintptr_t y, int64_t batch,
-                bool bfloat16, int threads) {
+             [](const PackedWeight &self, const std::array<int64_t, 9> &w, uintptr_t x, int64_t size, uintptr_t y,
+                int64_t batch, bool bfloat16, int threads) {
                  self.convolve({w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]},
-                               reinterpret_cast<const void *>(x), reinterpret_cast<void *>(y), batch, bfloat16,
-                               threads);
+                               reinterpret_cast<const void *>(x), size, reinterpret_cast<void *>(y), batch,
+                               bfloat16, threads);
              },
-             "windows"_a, "x"_a, "y"_a, "batch"_a, "bfloat16"_a, "threads"_a)
+             "windows"_a, "x"_a, "size"_a, "y"_a, "batch"_a, "bfloat16"_a, "threads"_a)
         // Writes inputs x rows of `count` tiles as a dense matrix, `stride` values from input to input.
         .def("expand",
              [](const PackedWeight &self, uintptr_t to, int64_t stride, int64_t first, int64_t count, bool bfloat16,
