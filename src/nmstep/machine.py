@@ -17,6 +17,7 @@ from nmstep.optim.adamw import AdamW
 from nmstep.optim.closure import run_closure
 from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
 from nmstep.optim.layer_stats import latent_masks, layer_stats
+from nmstep.optim.settings import refuse_capture
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.step_sums import StepSums
 from nmstep.optim.variance import coordinates, has_variance
@@ -140,6 +141,7 @@ class StateMachine:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
+        refuse_capture()
         self.check_shows_own("optimizer.step()")
         self.recover()
         self._sums.forget()

@@ -362,3 +362,21 @@ def test_complex_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="complex parameters"):
         optimizer.add_param_group({"params": [z]})
     assert len(optimizer.param_groups) == 1
+
+
+@kinds
+def test_a_step_is_not_captured_in_a_cuda_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, optimizer = make(kind, SWITCH + 1)
+    before = latent(net, optimizer)
+    backward(net, optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        optimizer.step()
+    assert same(latent(net, optimizer), before)
+    other = torch.optim.SGD(net.parameters(), lr=0.1)
+    if kind == "sparse":  # other optimizers are asked by the sparsifier alone
+        optimizer._nmstep_sparsifier.finalize()
+        nmstep.sparsify(net, other, nmstep.STE("2:4"))
+        with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            other.step()

@@ -15,7 +15,7 @@ from torch._compile import (
 from nmstep.optim.floored import floored_step_, torch_step_
 from nmstep.optim.fused import FROZEN, KernelStep
 from nmstep.optim.moments import moment_dtype, restore_, widen_, widened
-from nmstep.optim.settings import as_ours_, refuse
+from nmstep.optim.settings import as_ours_, refuse, refuse_capture
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
@@ -236,7 +236,12 @@ class AdamW(torch.optim.Adam):
     @_disable_dynamo  # a compiled loop calls it as it is: kernels and frozen variances are not to be traced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one optimization step and returns what ``closure`` returned, if one was given."""
+        """Performs one optimization step and returns what ``closure`` returned, if one was given.
+
+        Raises:
+            RuntimeError: the state holds pruned parts and no sparsifier is attached, or a CUDA graph is captured.
+        """
+        refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():

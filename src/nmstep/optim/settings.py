@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_ours_", "refuse"]
+import torch
+
+__all__ = ["as_ours_", "refuse", "refuse_capture"]
 
 _UNSUPPORTED = {
     "capturable": "leave it off: the frozen phase reads its step counter on the host",
@@ -34,3 +36,16 @@ def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     group.setdefault("eps_root", defaults.get("eps_root", 0.0))
     # How another AdamW stepped, which says nothing of how this one does.
     group |= {"capturable": False, "differentiable": False, "fused": None}
+
+
+def refuse_capture() -> None:
+    """Checks that no CUDA graph is being captured: its replays would repeat one step's numbers and call no hook.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "nmstep's optimizer steps cannot be captured in a CUDA graph: each computes its numbers on the host, "
+            "and may start masks; capture the forward and backward pass, and call optimizer.step() after the replay"
+        )
