@@ -24,7 +24,8 @@ def fused(model: nn.Module) -> Optimizer:
 
 
 def sgd(model: nn.Module) -> Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    # torch 2.11 would choose foreach where it is compiled, and the for-loop where it is not.
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
 
 
 def as_it_is(work: Any) -> Any:

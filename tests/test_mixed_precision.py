@@ -222,6 +222,16 @@ def test_why_one_wants_them() -> None:
         assert bool((optimizer.state[p]["exp_avg_sq"] < first).all()) == shrinks
 
 
+def test_float16_parameters_can_take_a_zero_gradient_then() -> None:
+    # torch's floor of 1e-8 is zero in float16, where a gradient of zero gives 0 / 0.
+    for state_dtype, expected in ((None, float("nan")), (torch.float32, 1.0)):
+        p = nn.Parameter(torch.ones(2, dtype=torch.float16))
+        optimizer = AdamW([p], weight_decay=0.0, state_dtype=state_dtype)
+        p.grad = torch.zeros(2, dtype=torch.float16)
+        optimizer.step()
+        assert torch.equal(p.detach().nan_to_num(-1), torch.full((2,), expected).half().nan_to_num(-1))
+
+
 @recipes
 @pytest.mark.parametrize("load_first", [False, True])
 @pytest.mark.parametrize("cut", [2, 9])
@@ -318,7 +328,8 @@ def test_wide_parameters_keep_their_dtype() -> None:
     p.grad = torch.ones(2, dtype=torch.float64)
     optimizer.step()
     assert optimizer.state[p]["exp_avg"].dtype == torch.float64
-    assert "state_dtype" not in optimizer.param_groups[0]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert all("state_dtype" not in group for group in optimizer.param_groups)
     with pytest.raises(ValueError, match=r"state_dtype=torch\.bfloat16: expected torch.float32, or None"):
         AdamW([p], state_dtype=torch.bfloat16)
 

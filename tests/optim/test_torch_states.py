@@ -282,6 +282,7 @@ def test_found_inf_and_grad_scale(kind: str) -> None:
     assert scaler.get_scale() == 2.0
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11's
 @kinds
 def test_the_profiler_shows_steps_by_name(kind: str) -> None:
     net, optimizer = make(kind)
