@@ -56,6 +56,9 @@ def widened(batch: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
         The columns; what was stepped in a wider dtype is rounded into the parameters afterwards.
     """
     params, grads, exp_avgs = batch[:3]
+    if all(p.dtype == m.dtype for p, m in zip(params, exp_avgs, strict=True)):
+        yield batch
+        return
     dtypes = [torch.promote_types(p.dtype, m.dtype) for p, m in zip(params, exp_avgs, strict=True)]
     wide = [p.to(dtype) for p, dtype in zip(params, dtypes, strict=True)]
     yield [wide, [g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)], *batch[2:]]
