@@ -22,6 +22,7 @@ ROOMS = [
     ["optim"],
     ["recipes"],
     ["machine", "admission"],
+    ["views"],
     ["sparsify"],
     ["verify"],
     ["deploy"],

@@ -17,6 +17,7 @@ from nmstep.optim.adamw import AdamW
 from nmstep.optim.closure import run_closure
 from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
 from nmstep.optim.layer_stats import latent_masks, layer_stats
+from nmstep.optim.settings import refuse_capture
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.step_sums import StepSums
 from nmstep.optim.variance import coordinates, has_variance
@@ -72,7 +73,7 @@ class StateMachine:
         geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
         self._sums = StepSums(optimizer, geometric=geometric)
         self._has_variance = has_variance(optimizer)
-        self.masked = False  # whether the weights are masked for an evaluation only
+        self.shows: str | None = None  # what is in the model for a while, in place of its own weights
         self._taking = False
         self._in_one_pass = False
         self._old_masks: list[Tensor] | None = None
@@ -98,10 +99,13 @@ class StateMachine:
         since = step - (self.switch_step if self.switch_step is not None else step)
         return self.recipe.schedule.pattern_at(target(entry), since)
 
-    def check_not_masked(self, what: str) -> None:
-        """Raises RuntimeError while the weights are masked for an evaluation, and not in the model as they are."""
-        if self.masked:
-            raise RuntimeError(f"no {what} inside sparsifier.masked(): it is for evaluation only")
+    def check_shows_own(self, what: str) -> None:
+        """Raises RuntimeError while the model does not hold its own weights."""
+        if self.shows is not None:
+            raise RuntimeError(
+                f"no {what} inside sparsifier.{self.shows}(): the model does not hold its own weights there; leave "
+                f"the block first"
+            )
 
     def recover(self) -> None:
         """Gives state and gradients back after a step that was none, or in which the optimizer raised."""
@@ -137,7 +141,8 @@ class StateMachine:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
-        self.check_not_masked("optimizer.step()")
+        refuse_capture()
+        self.check_shows_own("optimizer.step()")
         self.recover()
         self._sums.forget()
         if isinstance(optimizer, AdamW):
@@ -166,6 +171,7 @@ class StateMachine:
             self.recover()
             return
         self._taking = False  # a subclass that calls super().step() comes by here once more
+        torch.clear_autocast_cache()  # of a step inside autocast: the next forward pass is to see the new masks
         sampled = self._is_sample(self._options.layers_every)
         self.step += 1
         sparse = self.phase == "sparse"

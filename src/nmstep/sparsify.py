@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry, SparsityPlan, plan
 from nmstep.recipes.recipe import Recipe
 from nmstep.trace import Trace, TraceOptions
+from nmstep.views import Views
 
 __all__ = ["Sparsifier", "sparsify"]
 
@@ -67,7 +66,7 @@ def sparsify(
     return Sparsifier(model, optimizer, recipe, on_nonfinite=on_nonfinite, trace=trace or TraceOptions())
 
 
-class Sparsifier:
+class Sparsifier(Views):
     """A recipe at work on one model and optimizer; made by :func:`sparsify`.
 
     Attributes:
@@ -167,30 +166,6 @@ class Sparsifier:
             )
         self._machine.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
-    @contextmanager
-    def masked(self) -> Iterator[None]:
-        """Masks the weights for the time of a block, to evaluate the dense phase as if it were sparse.
-
-        Nothing happens once the masks have started: the model has the pattern in force then. Steps and
-        ``optimizer.state_dict()`` are refused inside, where the model does not hold its own weights.
-
-        Source:
-            STEP, Fig. 4.
-        """
-        if self.phase == "sparse" or not self.plan.sparse:
-            yield
-            return
-        with torch.no_grad():
-            cut = [(p, split_(p, target(e), dim=e.dim or 0, pad=e.pad)) for e, p in self._sparse]
-        self._machine.masked = True
-        try:
-            yield
-        finally:
-            self._machine.masked = False
-            with torch.no_grad():
-                for p, pruned in cut:
-                    p.add_(pruned)
-
     def finalize(self) -> None:
         """Forgets the pruned part and detaches: the model is plain and N:M, the optimizer ordinary.
 
@@ -200,6 +175,7 @@ class Sparsifier:
         """
         if not self._handles:
             return
+        self._machine.check_shows_own("finalize()")
         self._machine.recover()
         self._machine.settle()
         reached = all(self._machine.pattern_of(entry) == entry.pattern for entry in self.plan.sparse)
@@ -238,7 +214,7 @@ class Sparsifier:
 
     def _before_save(self, optimizer: Optimizer) -> None:
         del optimizer
-        self._machine.check_not_masked("optimizer.state_dict()")
+        self._machine.check_shows_own("optimizer.state_dict()")
         self._machine.recover()
         self._machine.settle()
 

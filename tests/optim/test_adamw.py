@@ -69,11 +69,11 @@ def test_coupled_decay_equals_torchs_adam(foreach: bool) -> None:
     equal(ours, theirs)
 
 
-def test_the_signature_is_torchs_and_two_arguments_more() -> None:
+def test_the_signature_is_torchs_and_three_arguments_more() -> None:
     mine = inspect.signature(AdamW.__init__).parameters
     theirs = inspect.signature(torch.optim.AdamW.__init__).parameters
     assert list(mine)[: len(theirs)] == list(theirs)
-    assert list(mine)[len(theirs) :] == ["decoupled_weight_decay", "eps_root"]
+    assert list(mine)[len(theirs) :] == ["decoupled_weight_decay", "eps_root", "state_dtype"]
     for name in theirs:
         assert mine[name].default == theirs[name].default
         assert mine[name].kind == theirs[name].kind

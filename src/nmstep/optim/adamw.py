@@ -11,21 +11,17 @@ from torch import Tensor
 from torch._compile import (
     _disable_dynamo,
 )  # torch.compiler.disable would import all of the compiler right here
-from torch.optim.adam import adam
 
-from nmstep.optim.floored import floored_step_
+from nmstep.optim.floored import floored_step_, torch_step_
 from nmstep.optim.fused import FROZEN, KernelStep
+from nmstep.optim.moments import moment_dtype, restore_, widen_, widened
+from nmstep.optim.settings import as_ours_, refuse, refuse_capture
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
 # What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
 PRUNED = "pruned"
 MASK = "mask"
-
-_UNSUPPORTED = {
-    "capturable": "leave it off: the frozen phase reads its step counter on the host",
-    "differentiable": "leave it off: the step is not recorded by autograd",
-}
 
 
 class AdamW(torch.optim.Adam):
@@ -51,6 +47,8 @@ class AdamW(torch.optim.Adam):
             A step that holds tensors which they do not take (float64, gaps, a subclass) is done in plain torch.
         decoupled_weight_decay: False gives Adam, whose decay enters the gradient.
         eps_root: added to the second moment, inside the root. optax's name for the paper's ε.
+        state_dtype: ``torch.float32`` holds the moments of bfloat16 and float16 parameters in fp32, in memory and
+            through ``load_state_dict``, and steps in fp32 (in plain torch). None: in each parameter's own dtype.
 
     Raises:
         ValueError: an argument is out of range, a flag is not supported, or a parameter is complex.
@@ -88,17 +86,18 @@ class AdamW(torch.optim.Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = True,
         eps_root: float = 0.0,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        for flag, given in (("capturable", capturable), ("differentiable", differentiable)):
-            if given:
-                raise ValueError(f"nmstep.AdamW does not support {flag}=True; {_UNSUPPORTED[flag]}")
-        if not eps_root >= 0.0:
-            raise ValueError(f"Invalid eps_root value: {eps_root}")
+        refuse({"capturable": capturable, "differentiable": differentiable, "eps_root": eps_root})
+        if state_dtype not in (None, torch.float32):
+            raise ValueError(
+                f"state_dtype={state_dtype}: expected torch.float32, or None for each parameter's"
+            )
         if fused and foreach:
             raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
         if fused and amsgrad:
             raise ValueError("the kernels of fused=True do not know amsgrad=True: give one of them")
-        self._eps_root = eps_root
+        self._eps_root, self._state_dtype = eps_root, state_dtype
         #: What the kernels do of the coming step; for nmstep's own hooks.
         self.kernels = KernelStep(fused)
         super().__init__(
@@ -112,16 +111,23 @@ class AdamW(torch.optim.Adam):
             maximize=maximize,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self.defaults |= {"eps_root": eps_root, "use_kernels": fused}
+        self.defaults |= {"eps_root": eps_root, "use_kernels": fused, "state_dtype": state_dtype}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters, as in torch; ``eps_root`` defaults to the optimizer's own."""
+        """Adds a group of parameters, as in torch; ``eps_root`` defaults to the optimizer's own.
+
+        Raises:
+            ValueError: as of the class, or the group asks for what is of the whole optimizer.
+        """
+        refuse(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("eps_root", self._eps_root)
-        group.pop("use_kernels", None)  # of the whole optimizer; among its defaults since torch copies those
+        for key in ("use_kernels", "state_dtype"):  # of the whole optimizer; torch copies its defaults
+            group.pop(key, None)
         for index, p in enumerate(group["params"]):
             if p.is_complex():
+                del self.param_groups[-1]
                 raise ValueError(
                     f"nmstep.AdamW does not support complex parameters: number {index} is {p.dtype}"
                 )
@@ -130,13 +136,28 @@ class AdamW(torch.optim.Adam):
         # A state saved before the first step may hold a pruned part alone, which torch takes for Adam's.
         bare = {p: s for p, s in state["state"].items() if s and "step" not in s}
         state["state"].update({p: {} for p in bare})
+        defaults = state.get("defaults") or self.defaults
+        for group in state["param_groups"]:
+            as_ours_(group, defaults)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.state.update(bare)
-        self._eps_root = self.defaults.get("eps_root", 0.0)
+        self._eps_root = defaults.get("eps_root", 0.0)
+        self._state_dtype = defaults.get("state_dtype")
         if not hasattr(self, "kernels"):  # a copy, of which torch keeps state and groups alone
-            self.kernels = KernelStep(self.defaults.get("use_kernels"))
-        for group in self.param_groups:
-            group.setdefault("eps_root", self._eps_root)
+            self.kernels = KernelStep(defaults.get("use_kernels"))
+        for entry in self.state.values():
+            if "step" in entry:
+                entry["step"] = entry["step"].cpu()  # where another AdamW kept it on the device
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the optimizer's state, as in torch; with ``state_dtype``, moments keep theirs."""
+        seen: dict[str, Any] = {}  # what every other hook has made of it
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: seen.update(given))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        restore_(self, seen, self._state_dtype)
 
     @torch.no_grad()
     def freeze_variance_(
@@ -209,13 +230,18 @@ class AdamW(torch.optim.Adam):
             for p in group["params"]:
                 state = self.state.get(p, {})
                 if state.pop(FROZEN, None) is not None:
-                    state["exp_avg_sq"] = state["exp_avg_sq"].to(p.dtype)
+                    state["exp_avg_sq"] = state["exp_avg_sq"].to(moment_dtype(p, self._state_dtype))
                     state["exp_avg_sq"].mul_(1 - beta2 ** float(state["step"]))
 
     @_disable_dynamo  # a compiled loop calls it as it is: kernels and frozen variances are not to be traced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one optimization step and returns what ``closure`` returned, if one was given."""
+        """Performs one optimization step and returns what ``closure`` returned, if one was given.
+
+        Raises:
+            RuntimeError: the state holds pruned parts and no sparsifier is attached, or a CUDA graph is captured.
+        """
+        refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -226,16 +252,21 @@ class AdamW(torch.optim.Adam):
             return loss
         for group in self.param_groups:
             for plain, batch in self._gather(group):
-                if plain:
-                    self._torch_step(group, batch)
-                else:
-                    for row in zip(*batch, strict=True):
-                        floored_step_(group, self.state[row[0]].get(FROZEN), *row)
+                with widened(batch) as wide:
+                    if plain:
+                        torch_step_(group, wide)
+                        continue
+                    for p, row in zip(batch[0], zip(*wide, strict=True), strict=True):
+                        floored_step_(group, self.state[p].get(FROZEN), *row)
         return loss
 
     def has_own_step(self) -> bool:
         """Whether :meth:`step` is this class's, so that it does what its kernels accepted."""
         return inspect.unwrap(type(self).step) is inspect.unwrap(AdamW.step)
+
+    def widens(self, p: Tensor) -> bool:
+        """Whether the moments of ``p`` are held in another dtype than its own."""
+        return moment_dtype(p, self._state_dtype) != p.dtype
 
     def _check_attached(self) -> None:
         if any(PRUNED in state or MASK in state for state in self.state.values()):
@@ -248,6 +279,9 @@ class AdamW(torch.optim.Adam):
         """Returns the columns (p, grad, m, v, v_max, step) that torch can step, and those that it cannot."""
         columns: list[list[Tensor]] = [[], [], [], [], [], []]
         self._init_group(group, *columns)  # type: ignore[no-untyped-call]
+        if widen_(((p, self.state[p]) for p in columns[0]), self._state_dtype):
+            columns = [[], [], [], [], [], []]
+            self._init_group(group, *columns)  # type: ignore[no-untyped-call]
         if not group["amsgrad"]:
             columns[4] = columns[3]
         plain = [FROZEN not in self.state[p] and group["eps_root"] == 0.0 for p in columns[0]]
@@ -257,24 +291,3 @@ class AdamW(torch.optim.Adam):
                     kind,
                     [[c for c, k in zip(column, plain, strict=True) if k is kind] for column in columns],
                 )
-
-    def _torch_step(self, group: dict[str, Any], batch: list[list[Tensor]]) -> None:
-        beta1, beta2 = group["betas"]
-        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = batch
-        adam(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            max_exp_avg_sqs if group["amsgrad"] else [],
-            steps,
-            foreach=group["foreach"],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            amsgrad=group["amsgrad"],
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )

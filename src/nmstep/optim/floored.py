@@ -1,4 +1,4 @@
-"""Adam's step in plain torch where torch has none: with a floor inside the root, or over a frozen variance."""
+"""Adam's step in plain torch: torch's own, and one for a floor inside the root or a frozen variance."""
 
 from __future__ import annotations
 
@@ -6,8 +6,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
-__all__ = ["floored_step_"]
+__all__ = ["floored_step_", "torch_step_"]
+
+
+def torch_step_(group: dict[str, Any], batch: list[list[Tensor]]) -> None:
+    """Steps a batch as torch does.
+
+    Args:
+        group: of the optimizer.
+        batch: the columns p, grad, exp_avg, exp_avg_sq, max_exp_avg_sq and step.
+    """
+    beta1, beta2 = group["betas"]
+    params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = batch
+    adam(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs if group["amsgrad"] else [],
+        steps,
+        foreach=group["foreach"],
+        decoupled_weight_decay=group["decoupled_weight_decay"],
+        amsgrad=group["amsgrad"],
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
 
 
 def floored_step_(
@@ -33,7 +62,7 @@ def floored_step_(
         step: steps taken before this one.
     """
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    lr = group["lr"]
+    lr = float(group["lr"])  # of a tensor, too, whatever its shape
     step += 1
     t = float(step)
     grad = -grad if group["maximize"] else grad
@@ -52,4 +81,4 @@ def floored_step_(
         if group["amsgrad"]:
             torch.maximum(max_exp_avg_sq, exp_avg_sq, out=max_exp_avg_sq)
         denominator = (max_exp_avg_sq / (1 - beta2**t)).add_(group["eps_root"]).sqrt_().add_(group["eps"])
-    p.addcdiv_(exp_avg, denominator, value=-float(lr) / (1 - beta1**t))
+    p.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**t))

@@ -94,7 +94,9 @@ class KernelStep:
                 if p.grad is None:
                     if sums and state:
                         return False
-                elif not (takes_gradient(p, p.grad) and self._takes_state(p, state, cuts.get(id(p)))):
+                    continue
+                ours = takes_gradient(p, p.grad) and not optimizer.widens(p)
+                if not (ours and self._takes_state(p, state, cuts.get(id(p)))):
                     return False
         return True
 

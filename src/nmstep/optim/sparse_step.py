@@ -97,10 +97,15 @@ class SparseStep:
 
         Raises:
             ValueError: a parameter changed its shape, or is no longer zero where its mask cut.
-            RuntimeError: the optimizer's state of a parameter is gone.
+            RuntimeError: the optimizer's state of a parameter is gone, or a gradient is a sparse tensor.
         """
+        self.check(thorough=thorough)
         for entry, p in self:
-            self._check(entry, p, thorough=thorough)
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"the gradient of {entry.name!r} is a {p.grad.layout} tensor; a masked weight does not support "
+                    f"sparse gradients: make its layer with sparse=False, or exclude it from the plan"
+                )
         self._latent = False
         pairs = self._set_aside()
         if in_one_pass:
@@ -258,6 +263,11 @@ class SparseStep:
     def remember(self) -> None:
         """Notes that the parameters are split consistently now."""
         self._versions = {entry.name: p._version for entry, p in self}
+
+    def check(self, *, thorough: bool = False) -> None:
+        """Raises what :meth:`open_` does where a parameter is not as the last step left it."""
+        for entry, p in self:
+            self._check(entry, p, thorough=thorough)
 
     def _replace(self, p: Tensor, grad: Tensor) -> None:
         assert p.grad is not None
