@@ -67,3 +67,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'nmstep' has no attribute {name!r}")
     module = import_module(_LATER[name])
     return module if name == "layerwise" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

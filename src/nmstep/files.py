@@ -32,9 +32,12 @@ def replacing(path: Path) -> Iterator[Path]:
         path: in a folder that exists.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         OSError: the folder cannot be written to, or the disk is full; the message names the path, what was
             there before is untouched, and no temporary file stays.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     temporary = _temporary(path)  # of this writer alone: another may be at the same path
     try:
         temporary.touch()

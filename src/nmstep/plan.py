@@ -80,6 +80,11 @@ def plan(
     chooser.check_rules_matched(entries)
     result = SparsityPlan(entries)
     if not result.sparse:
+        if any(getattr(module, "is_packed", False) for module in model.modules()):
+            raise ValueError(
+                f"this {type(model).__name__} is packed: its N:M weights are no parameters; take the dense model "
+                f"that nmstep.unpack(model) returns"
+            )
         raise ValueError(f"no parameter of this {type(model).__name__} can become sparse:\n{result}")
     _warn_left_dense(entries)
     return result

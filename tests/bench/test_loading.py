@@ -50,7 +50,7 @@ def test_a_run_folder(run_folder):
     assert agree(subject)
     stored = nmstep.verify(folder)
     assert stored.ok
-    assert subject.summary() == f"{folder}: 3 layers 1:16"
+    assert subject.summary() == f"{folder}: 3 layers 1:16 in float32"
     with pytest.raises(ValueError, match="examples of task 'digits' have their own length"):
         load_subject(folder, tokens=3)
     narrow = load_subject(folder, dtype=torch.bfloat16)

@@ -106,6 +106,8 @@ def test_a_run_is_packed(nmstep, small, tmp_path):
     assert "Read back: its weights are those of the checkpoint" in out
     assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "r" / "packed.safetensors").read_bytes() == before
+    assert nmstep("verify", "r/packed.safetensors")[0] == 0
+    assert nmstep("verify", "r/packed.safetensors", "--pattern", "1:64")[0] == 1
     assert nmstep("pack", "r", "--dtype", "bfloat16", "--out", "narrow.safetensors")[0] == 0
     assert (tmp_path / "narrow.safetensors").stat().st_size < len(before)
 

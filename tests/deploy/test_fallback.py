@@ -363,3 +363,56 @@ def test_rows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert layer(torch.randn(19, 256).bfloat16()).shape == (19, 256)
         assert layer(torch.randn(20, 256).bfloat16()).shape == ()
         assert layer(torch.randn(20, 256)).shape == (20, 256)
+
+
+def test_layers_that_share_a_weight_share_it_again(tmp_path: Path) -> None:
+    model = masked(nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)), "2:4")
+    model[1].weight = model[0].weight
+    nmstep.save_packed(nmstep.pack(model, "2:4"), tmp_path / "p.safetensors")
+    again = nmstep.unpack(nmstep.load_packed(tmp_path / "p.safetensors", model))
+    assert again[0].weight is again[1].weight
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = masked(nn.Linear(16, 8), "2:4")
+        self.register_buffer("positions", torch.arange(8), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.positions
+
+
+def test_buffers_that_a_state_dict_leaves_out(tmp_path: Path) -> None:
+    model, x = Positions(), torch.randn(2, 16)
+    packed = nmstep.pack(model, "2:4")
+    nmstep.save_packed(packed, tmp_path / "p.safetensors")
+    with torch.device("meta"):
+        skeleton = Positions()
+    with torch.no_grad():
+        assert torch.equal(nmstep.load_packed(tmp_path / "p.safetensors", skeleton)(x), packed(x))
+        other = Positions()
+        other.positions += 1  # one that the model made itself stays
+        found = nmstep.load_packed(tmp_path / "p.safetensors", other)(x)
+        torch.testing.assert_close(found, packed(x) + 1)
+
+
+def test_a_packed_model_is_no_dense_one() -> None:
+    packed = nmstep.pack(small(), "2:4")
+    for use in (lambda: nmstep.plan(packed, "2:4"), lambda: nmstep.verify(packed, "2:4")):
+        with pytest.raises(ValueError, match=r"Sequential is packed.*nmstep.unpack\(model\)"):
+            use()
+
+
+def test_a_packed_model_of_transformers_is_not_saved_as_one() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes))
+    plan = nmstep.plan(model, "2:4")
+    with torch.no_grad():
+        for weight in plan.resolve(model).values():
+            weight.mul_(nmstep.nm_mask(weight, "2:4"))
+    packed = nmstep.pack(model, plan=plan)
+    with pytest.raises(RuntimeError, match=r"nmstep.save_packed\(model, path\), or nmstep.export_dense"):
+        packed.save_pretrained("nowhere")
+    assert "save_pretrained" not in vars(nmstep.unpack(packed))

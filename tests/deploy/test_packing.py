@@ -310,7 +310,11 @@ def test_inputs_of_any_layout() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "match"),
-    [((2, 15, 6, 6), "16 channels got torch.float32 of shape"), ((16, 6), "16 channels"), ((2, 16, 2, 6), "does not fit")],
+    [
+        ((2, 15, 6, 6), "16 channels got torch.float32 of shape"),
+        ((16, 6), "16 channels"),
+        ((2, 16, 2, 6), "does not fit"),
+    ],
 )
 def test_inputs_that_a_convolution_does_not_take(shape: tuple[int, ...], match: str) -> None:
     conv = nn.Conv2d(16, 8, 3)

@@ -132,7 +132,9 @@ def measure(
         tell(f"layers of {label}", total)
         speed = layer_speed(kind, rounds=rounds, seconds=seconds / 5)
         tell(f"break-even of {label}", total)
-        rungs = break_even(kind, rounds=max(3, rounds // 2), seconds=seconds / 10)
+        # A layer that is held dense is the dense layer, however many rows there are.
+        held = kind.layer.dense_from == 0
+        rungs = [] if held else break_even(kind, rounds=max(3, rounds // 2), seconds=seconds / 10)
         layers.append(MeasuredLayer(speed=speed, rungs=rungs, dense_from=kind.layer.dense_from))
     return Measured(speeds=speeds, layers=layers, footprints=sized, decoded=subject.decoded)
 

@@ -13,12 +13,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
 from nmstep.bench.subject import Use
-from nmstep.deploy import load_packed, pack
+from nmstep.deploy import load_packed, pack, save_packed
 from nmstep.verify.files import open_path
 
 __all__ = ["Job", "added_memory"]
@@ -83,9 +84,12 @@ def _load(job: Job) -> nn.Module:
 
 
 def _warm() -> None:
-    """Does small products, so that what torch sets up for its first ones does not count."""
+    """Loads a small model and does small products, so that what the first ones import and set up does not count."""
     layer = nn.Linear(64, 64).requires_grad_(False)
     layer.weight[:, ::2] = 0
+    with TemporaryDirectory() as folder:
+        save_packed(pack(layer, "1:2", fallback=False), Path(folder) / "p.safetensors")
+        load_packed(Path(folder) / "p.safetensors", nn.Linear(64, 64, device="meta"), fallback=False)
     for dtype in (torch.float32, torch.bfloat16):
         layer.to(dtype)(torch.ones(16, 64, dtype=dtype))
         pack(layer, "1:2", fallback=False)(torch.ones(16, 64, dtype=dtype))

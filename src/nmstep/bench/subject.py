@@ -75,8 +75,11 @@ class Subject:
 
     def summary(self) -> str:
         """Returns what is packed, in one line."""
-        layers = Counter(str(layer.pattern) for layer in packed_layers(self.packed).values())
-        packed = ", ".join(f"{count} layers {pattern}" for pattern, count in layers.items())
+        layers = Counter(
+            f"{layer.pattern} in {str(layer.values_dtype).removeprefix('torch.')}"
+            for layer in packed_layers(self.packed).values()
+        )
+        packed = ", ".join(f"{count} layers {kind}" for kind, count in layers.items())
         return f"{self.name}: {packed}"
 
 

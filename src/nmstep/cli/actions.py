@@ -139,7 +139,10 @@ def _plan(command: commands.Plan) -> int:
 def _verify(command: commands.Verify) -> int:
     from nmstep.verify import verify
 
-    report = verify(command.path, command.pattern, include=command.include or None, exclude=command.exclude)
+    report = _verify_packed(command.path, command.pattern)
+    if report is None:
+        chosen = command.include or None
+        report = verify(command.path, command.pattern, include=chosen, exclude=command.exclude)
     if command.json:
         output.print_json(json.dumps(report.to_dict()))
     else:
@@ -147,6 +150,20 @@ def _verify(command: commands.Verify) -> int:
         for tensor in report.failed:
             say(f"{tensor.name}: {tensor.failure}")
     return 0 if report.ok else 1
+
+
+def _verify_packed(path: Path, pattern: str | None) -> nmstep.VerifyReport | None:
+    """Returns what verification finds in a packed file, unpacked, or None where the path is something else."""
+    from nmstep.deploy.dense_tensors import dense_tensors
+    from nmstep.deploy.description import is_packed
+    from nmstep.verify import verify
+    from nmstep.verify.files import open_path
+
+    if path.suffix != ".safetensors" or not path.is_file() or not is_packed(open_path(path)):
+        return None
+    dense = dense_tensors(path)
+    plan = dense.plan if pattern is None else dense.plan.with_pattern(pattern)
+    return replace(verify(dense.tensors, plan=plan), target=str(path))
 
 
 def _write_packed(folder: Path) -> str:

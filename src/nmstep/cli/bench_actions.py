@@ -17,6 +17,7 @@ from nmstep.deploy import packed_layers
 from nmstep.deploy.speed import model_speed
 from nmstep.experiments.environment import environment
 from nmstep.files import write_json
+from nmstep.packages import require
 
 __all__ = ["bench_model", "dtype_of", "quick_verdict"]
 
@@ -75,6 +76,8 @@ def _check(command: commands.Bench) -> None:
     for path in (command.out, command.plot):
         if path is not None and not path.parent.is_dir():  # before minutes of measuring
             raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if command.out is not None or command.plot is not None:
+        require("matplotlib", "the plot of a bench")
     if command.plot is not None and command.plot.suffix not in _DRAWN:
         raise ValueError(
             f"cannot draw into {str(command.plot)!r}: expected {', '.join(_DRAWN[:2])} or {_DRAWN[2]}"

@@ -15,7 +15,7 @@ from nmstep.deploy.speed import ROWS, Speed
 __all__ = ["break_even_table", "footprint_table", "layer_table", "model_table", "ranges", "verdict"]
 
 _SHOWN = {"dense": "dense fp32", "dense bf16": "dense bf16", "packed": "packed"}
-_ALIKE = 1.05
+_ALIKE, _TIE = 1.05, 1.02
 
 
 def model_table(measured: Measured) -> Table:
@@ -52,6 +52,12 @@ def break_even_table(layers: Sequence[MeasuredLayer]) -> Table:
         table.add_column(f"{rows}", justify="right", no_wrap=True)
     table.add_column("wins at")
     for layer in layers:
+        if not layer.rungs:
+            table.add_row(_shape(layer), "fp32", *[""] * len(ROWS), "")
+            table.add_row(
+                f"{layer.speed.pattern}, runs dense", "bf16", *[""] * len(ROWS), "", end_section=True
+            )
+            continue
         choices = (_shape(layer), f"{layer.speed.pattern}, {_choice(layer.dense_from)}")
         for left, name, opponent in zip(choices, ("fp32", "bf16"), ("dense", "dense bf16"), strict=True):
             ratios = {_nearest(rung.rows): getattr(rung, name).ratio for rung in layer.rungs}
@@ -87,14 +93,20 @@ def verdict(size: int, speed: Speed) -> str:
         ...     return Timing(ratio=dense, low=dense, high=dense, ms=dense, other_ms=1.0)
         >>> verdict(1, Speed(fp32=timing(1.7), bf16=timing(0.5)))
         'With 1 example dense bf16 wins: 2.00 x packed, 3.40 x dense fp32.'
-        >>> verdict(4, Speed(fp32=timing(1.7), bf16=timing(1.02)))
-        'With 4 examples packed wins by a hair: 1.02 x dense bf16, 1.70 x dense fp32.'
+        >>> verdict(4, Speed(fp32=timing(1.7), bf16=timing(1.03)))
+        'With 4 examples packed wins by a hair: 1.03 x dense bf16, 1.70 x dense fp32.'
+        >>> verdict(4, Speed(fp32=timing(1.01), bf16=timing(1.5)))
+        'With 4 examples dense fp32 and packed tie: 1.50 x dense bf16.'
     """
     times = sorted(speed.times.items(), key=lambda item: item[1])
     (best, least), *others = times
+    size_ = f"With {size} example{'s' if size > 1 else ''}"
+    if others[0][1] / least < _TIE:
+        pair = " and ".join(_SHOWN[name] for name in _SHOWN if name in (best, others[0][0]))
+        return f"{size_} {pair} tie: {others[1][1] / least:.2f} x {_SHOWN[others[1][0]]}."
     ratios = [f"{time / least:.2f} x {_SHOWN[name]}" for name, time in others]
     hair = " by a hair" if others[0][1] / least < _ALIKE else ""
-    return f"With {size} example{'s' if size > 1 else ''} {_SHOWN[best]} wins{hair}: {', '.join(ratios)}."
+    return f"{size_} {_SHOWN[best]} wins{hair}: {', '.join(ratios)}."
 
 
 def ranges(wins: Sequence[int], rows: Sequence[int]) -> str:

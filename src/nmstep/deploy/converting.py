@@ -32,7 +32,7 @@ class PackedFile:
     Args:
         path: of the file.
         packed: bytes of all that was written.
-        dense: bytes that the same tensors take when no weight is packed, in the same dtypes.
+        dense: bytes that the checkpoint's tensors take.
         layers: what is packed, by name.
         left: names of sparse weights that stay dense in the file.
     """
@@ -90,7 +90,6 @@ def pack_file(
             parts = packed_parts(as_rows(value, entry.dim), entry.pattern, dtype)
             layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error, value.dtype)
             layers[owner] = layer
-            size = value.numel() * parts.values.itemsize
             tensors |= {part_of(owner, part): getattr(parts, part) for part in layer.sizes}
         else:
             tensors[name] = value

@@ -55,6 +55,9 @@ class PackedLayer(nn.Module):
         fallback: False to hold and multiply the weight packed always.
     """
 
+    #: For rooms that know nothing of packed layers, but must not take a packed model for a dense one.
+    is_packed = True
+
     values: Tensor | None
     indices: Tensor | None
     scales: Tensor | None

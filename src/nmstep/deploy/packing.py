@@ -20,8 +20,9 @@ from nmstep.quantizing import quantized
 from nmstep.sparsity_plan import SparsityPlan, unwrap
 from nmstep.tiles import MOST_M, Tiling, as_rows, pack_rows
 
-__all__ = ["check_dtype", "pack", "packed_layers", "packed_parts", "replaced", "unpack"]
+__all__ = ["check_dtype", "pack", "packed_layers", "packed_parts", "replaced", "unpack", "without_save"]
 
+_SAVE = "save_pretrained"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
@@ -89,7 +90,7 @@ def pack(
         own = fallback and owners[id(weight)] == 1  # held dense, a weight of several layers would be copied
         return kind(module, patterns[name], parts[id(weight)], fallback=own)
 
-    return replaced(model, patterns, make)
+    return without_save(replaced(model, patterns, make))
 
 
 @torch.no_grad()
@@ -112,7 +113,9 @@ def unpack(model: nn.Module) -> nn.Module:
         dense._parameters["weight"] = weights.setdefault(layers[name].owner, dense._parameters["weight"])
         return dense
 
-    return replaced(unwrap(model), layers, make)
+    dense = replaced(unwrap(model), layers, make)
+    vars(dense).pop(_SAVE, None)
+    return dense
 
 
 def packed_parts(
@@ -135,6 +138,20 @@ def packed_parts(
     values, indices = pack_rows(rows, pattern)
     whole, scales, error = quantized(values)
     return Parts(whole, indices, scales, error)
+
+
+def without_save(model: nn.Module) -> nn.Module:
+    """Returns a packed model with its method of transformers that would write a folder which loads as another."""
+    if hasattr(model, _SAVE):
+        vars(model)[_SAVE] = _refuse_to_save
+    return model
+
+
+def _refuse_to_save(*_: object, **__: object) -> None:
+    raise RuntimeError(
+        "from_pretrained cannot read packed layers: write this model with nmstep.save_packed(model, path), or "
+        "nmstep.export_dense(model, folder) for from_pretrained"
+    )
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

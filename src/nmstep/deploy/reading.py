@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nmstep.deploy.description import StoredLayer, described, part_of
 from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import packed_type
-from nmstep.deploy.packing import replaced
+from nmstep.deploy.packing import replaced, without_save
 from nmstep.layout import reduction_dim
 from nmstep.names import nearest
 from nmstep.sparsity_plan import unwrap
@@ -58,9 +58,13 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     tensors: dict[str, Tensor] = {}
     kinds: dict[str, type[PackedLayer]] = {}
     read: dict[str, Parts] = {}
+    once: dict[str, Parts] = {}  # layers that share a weight share its tensors
     for name, layer in layers.items():
         module = _module_for(stored, name, layer, modules)
-        kind, parts = packed_type(module, layer.pattern), read_layer(stored, name, layer, aliases)
+        kind, first = packed_type(module, layer.pattern), _first_values(name, aliases)
+        if first not in once:
+            once[first] = read_layer(stored, name, layer, aliases)
+        parts = once[first]
         if kind is not None:
             kinds[name], read[name] = kind, parts
             tensors |= {part_of(name, part): getattr(parts, part) for part in layer.sizes}
@@ -82,7 +86,7 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
         )  # as in packing
         return kinds[name](module, layer.pattern, read[name], dtype=layer.dtype, fallback=own)
 
-    packed = replaced(model, kinds, make)
+    packed = without_save(replaced(model, kinds, make))
     _load(stored, packed, tensors)
     return packed
 
@@ -148,6 +152,9 @@ def _lookup(stored: Stored, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None:
     expected = set(packed.state_dict())
+    # Buffers that a state dict leaves out: only a model that was made without memory needs them.
+    computed = {name: b for name, b in packed.named_buffers(remove_duplicate=False) if name not in expected}
+    spare = {name: tensors.pop(name) for name in computed if name in tensors}
     for names, what in (
         (expected - set(tensors), "lacks tensors of the model"),
         (set(tensors) - expected, "holds tensors that the model does not have"),
@@ -164,6 +171,10 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
         packed.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{stored.label} does not fit the model: {error}") from error
+    for name, tensor in spare.items():
+        owner, _, key = name.rpartition(".")
+        if computed[name].is_meta and computed[name].shape == tensor.shape:
+            packed.get_submodule(owner)._buffers[key] = tensor
     left = [name for name, t in (*packed.named_parameters(), *packed.named_buffers()) if t.is_meta]
     if left:
         raise ValueError(

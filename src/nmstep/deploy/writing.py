@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import StoredLayer, describe
+from nmstep.deploy.description import StoredLayer, describe, part_of
 from nmstep.deploy.layer import PackedLayer
 from nmstep.deploy.packing import packed_layers
 from nmstep.files import replacing, write_atomically
@@ -24,6 +24,8 @@ __all__ = ["check_path", "save_packed", "without_aliases", "write_tensors"]
 @torch.no_grad()
 def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: int | None = None) -> None:
     """Writes a packed model: its packed layers, and everything dense beside them.
+
+    Buffers that a state dict leaves out are written too, for models that are made on the meta device.
 
     A file that was there is replaced once the new one is whole. A tensor of several names is written once.
 
@@ -52,9 +54,12 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
 
 
 def _once(model: nn.Module) -> dict[str, Any]:
-    """Returns a state dict in which a packed layer of several names has the same tensors under all of them."""
+    """Returns the state of a model; a packed layer of several names has the same tensors under all of them."""
     state, first = dict(model.state_dict()), dict[int, str]()
     for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, PackedLayer):
+            own_buffers = {part_of(name, key): t for key, t in module._buffers.items() if t is not None}
+            state |= {key: t for key, t in own_buffers.items() if key not in state}
         own = first.setdefault(id(module), name)
         if isinstance(module, PackedLayer) and own != name:
             keys = [key for key in state if key.startswith(f"{name}.")]

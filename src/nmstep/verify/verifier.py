@@ -92,6 +92,7 @@ def verify(
         tensors = _check_plan(stored, plan if asked is None else plan.with_pattern(asked), selection)
     else:
         if asked is None:
+            _refuse_packed(stored)
             raise ValueError(
                 f"{stored.label} does not say which pattern it has: give one, as in verify(..., '2:4'), or "
                 f"the plan it was trained with"
@@ -150,7 +151,20 @@ class _Selection:
                     )
 
 
+def _refuse_packed(stored: Stored) -> None:
+    if "nmstep_packed" in stored.metadata:
+        raise ValueError(
+            f"{stored.label} is a packed model, whose layers are N:M by their form: `nmstep verify` unpacks and "
+            f"counts them, and nmstep.load_packed checks where each weight stands"
+        )
+
+
 def _module_plan(module: nn.Module, pattern: NMPattern | None, selection: _Selection) -> SparsityPlan:
+    if any(getattr(part, "is_packed", False) for part in module.modules()):
+        raise ValueError(
+            f"this {type(module).__name__} is packed, and its layers N:M by their form: to count them, verify the "
+            f"dense model that nmstep.unpack(model) returns"
+        )
     if pattern is None:
         raise ValueError(
             f"a module does not say which pattern it has: give one, as in verify(model, '2:4'), or its plan, "

@@ -21,12 +21,12 @@ def plot_speed(record: Mapping[str, Any]) -> Figure:
     """Returns speed-ups over dense fp32: of the model by number of examples, of its layers by number of rows.
 
     Bars are the rounds' range without the two extremes. Of more than eight kinds of layers, those with most weights
-    are drawn.
+    are drawn; those that are held dense are not.
 
     Args:
         record: what ``nmstep bench --out`` writes.
     """
-    layers = sorted(record["layers"], key=_weights, reverse=True)[:_MOST_LAYERS]
+    layers = sorted((x for x in record["layers"] if x["rungs"]), key=_weights, reverse=True)[:_MOST_LAYERS]
     titles = [f"the model, {record['threads']} thread{'s' if record['threads'] > 1 else ''}"]
     titles += [_title(layer) for layer in layers]
     figure, panels = grid(titles, height=2.7)
