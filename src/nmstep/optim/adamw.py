@@ -15,6 +15,7 @@ from torch.optim.adam import adam
 
 from nmstep.optim.floored import floored_step_
 from nmstep.optim.fused import FROZEN, KernelStep
+from nmstep.shards import aligned, local, touch
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
@@ -226,11 +227,14 @@ class AdamW(torch.optim.Adam):
             return loss
         for group in self.param_groups:
             for plain, batch in self._gather(group):
+                # Adam looks at no two weights together: each rank steps what it holds of a DTensor.
+                held = [[local(aligned(t, p)) for t, p in zip(c, batch[0], strict=True)] for c in batch]
                 if plain:
-                    self._torch_step(group, batch)
+                    self._torch_step(group, held)
                 else:
-                    for row in zip(*batch, strict=True):
-                        floored_step_(group, self.state[row[0]].get(FROZEN), *row)
+                    for p, row in zip(batch[0], zip(*held, strict=True), strict=True):
+                        floored_step_(group, self.state[p].get(FROZEN), *row)
+                touch(*batch[0], *batch[2], *batch[3], *batch[4])
         return loss
 
     def has_own_step(self) -> bool:
