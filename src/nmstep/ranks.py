@@ -50,6 +50,7 @@ class Ranks:
                 f"is in, or None for a model that this process trains alone"
             )
         self.size = dist.get_world_size(self._group)
+        self._devices = [torch.device(device).type for device in self._group._device_types]
 
     def sum(self, values: Tensor) -> Tensor:
         """Returns the sum of every rank's ``values``, which no rank's are changed by; on a GPU, without waiting."""
@@ -138,10 +139,9 @@ class Ranks:
         return found
 
     def _reduced(self, values: Tensor, how: Any) -> Tensor:
-        known = [torch.device(device).type for device in self._group._device_types]
-        device = values.device
-        if device.type not in known:
-            device = torch.device("cpu" if "cpu" in known else known[0])
-        total = values.detach().to(device, copy=True)
+        known = self._devices
+        total = values.detach().clone()
+        if total.device.type not in known:
+            total = total.to("cpu" if "cpu" in known else known[0])
         dist.all_reduce(total, how, group=self._group)
         return total

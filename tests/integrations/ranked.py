@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import nmstep
-from nmstep import STEP, AdamW, AutoSwitch, Recipe, Sparsifier, sparsify
+from nmstep import STEP, AdamW, AutoSwitch, Recipe, Sparsifier, TraceOptions, sparsify
 from nmstep.shards import is_sharded
 
 STEPS = 50
@@ -148,7 +148,8 @@ CASES = {
 def make(case: Case) -> tuple[nn.Module, torch.optim.Optimizer, Sparsifier]:
     model = net() if case.cut is None else case.cut(net())
     optimizer = case.optimizer(model.parameters())
-    return model, optimizer, sparsify(model, optimizer, case.recipe())
+    trace = TraceOptions(layers_every=7)
+    return model, optimizer, sparsify(model, optimizer, case.recipe(), trace=trace)
 
 
 def train(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
@@ -198,7 +199,10 @@ def outcome(model: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Spar
         "d": sparsifier.trace.d,
         "layers": sparsifier.trace.layers,
         "verified": nmstep.verify(model, "2:4").ok,
-        "kinds": sorted({type(p).__name__ for p in named.values()}),
+        "masks are of the latent weights": all(
+            torch.equal(whole(named[name]), (w := whole(named[name]) + cut) * nmstep.nm_mask(w, "2:4"))
+            for name, cut in pruned.items()
+        ),
     }
 
 

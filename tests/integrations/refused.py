@@ -36,7 +36,16 @@ def told(work: Any) -> str:
 def everything(folder: Path) -> dict[str, Any]:
     """Returns what this rank was told in each case."""
     cases = (other_pattern, other_steps, other_model, split_groups, uneven_shards, flat_fsdp, bad_gradient)
-    cases += (skipped_gradient, foreign_write, cast_apart, replaced, own_model, wrong_group, idle)  # type: ignore[assignment]
+    cases += (
+        skipped_gradient,
+        foreign_write,
+        cast_apart,
+        replaced,
+        own_model,
+        wrong_group,
+        idle,
+        writes_counted,
+    )  # type: ignore[assignment]
     return {case.__name__: case() for case in cases} | {
         "checkpoints": checkpoints(folder),
         "unprepared": unprepared(folder),
@@ -77,6 +86,16 @@ def uneven_shards() -> bool:
         p.grad = torch.ones_like(p)
     optimizer.step()
     return sparsifier.step == 1 and nmstep.verify(model, "2:4").ok
+
+
+def writes_counted() -> bool:
+    """What the kernels write to a part, torch counts as a write to the whole."""
+    model, optimizer, _ = trained()
+    before = [p._version for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return all(p._version > old for p, old in zip(model.parameters(), before, strict=True))
 
 
 def flat_fsdp() -> str:

@@ -61,6 +61,7 @@ def test_what_is_no_hindrance(told: list[dict[str, Any]]) -> None:
     for number, rank in enumerate(told):
         assert rank["uneven_shards"]
         assert rank["replaced"]
+        assert rank["writes_counted"]
         assert rank["skipped_gradient"] == (1, 1)
         assert rank["own_model"] == 2 + number
         assert rank["idle"] == (0, None)
