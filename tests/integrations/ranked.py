@@ -82,6 +82,13 @@ def tensor_parallel(model: nn.Module, mesh: Any = None) -> nn.Module:
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
+def hybrid(model: nn.Module) -> nn.Module:
+    """Cuts each weight over two ranks, and holds it twice."""
+    return fsdp(
+        model, init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("copies", "parts"))
+    )
+
+
 def two_d(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("dp", "tp"))
     return fsdp(tensor_parallel(model, mesh["tp"]), mesh["dp"])
@@ -141,6 +148,7 @@ CASES = {
         optimizer=lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
     ),
     "tp": Case(cut=tensor_parallel, data=_no_data),
+    "hybrid": Case(cut=hybrid),
     "2d": Case(cut=two_d, data=_two_d_data),
 }
 

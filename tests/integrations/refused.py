@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import nmstep
 from nmstep import STEP, AdamW, SwitchAt, sparsify
 from nmstep.integrations.distributed import prepare_load
-from nmstep.shards import local
+from nmstep.shards import check_shards, local
 
 
 def told(work: Any) -> str:
@@ -35,18 +37,7 @@ def told(work: Any) -> str:
 
 def everything(folder: Path) -> dict[str, Any]:
     """Returns what this rank was told in each case."""
-    cases = (other_pattern, other_steps, other_model, split_groups, uneven_shards, flat_fsdp, bad_gradient)
-    cases += (
-        skipped_gradient,
-        foreign_write,
-        cast_apart,
-        replaced,
-        own_model,
-        wrong_group,
-        idle,
-        writes_counted,
-    )  # type: ignore[assignment]
-    return {case.__name__: case() for case in cases} | {
+    return {case.__name__: case() for case in CASES} | {
         "checkpoints": checkpoints(folder),
         "unprepared": unprepared(folder),
     }
@@ -189,6 +180,12 @@ def own_model() -> int:
     return sparsifier.switch_step or 0
 
 
+def a_sum_to_be() -> str:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
+    return told(lambda: check_shards("fc.weight", p, dim=1, m=4))
+
+
 def wrong_group() -> str:
     model = ranked.net()
     return told(lambda: sparsify(model, AdamW(model.parameters()), nmstep.SRSTE("2:4"), process_group="all"))
@@ -269,3 +266,23 @@ def a_rank_stays_away() -> tuple[str, float]:
         return "", 0.0
     error = told(lambda: sparsify(model, AdamW(model.parameters()), nmstep.SRSTE("2:4")))
     return error, time.monotonic() - start
+
+
+CASES: tuple[Callable[[], Any], ...] = (
+    other_pattern,
+    other_steps,
+    other_model,
+    split_groups,
+    uneven_shards,
+    flat_fsdp,
+    bad_gradient,
+    skipped_gradient,
+    foreign_write,
+    cast_apart,
+    replaced,
+    own_model,
+    a_sum_to_be,
+    wrong_group,
+    idle,
+    writes_counted,
+)

@@ -20,7 +20,7 @@ torch.distributed.is_available() or pytest.skip(
     "this torch has no torch.distributed", allow_module_level=True
 )
 
-FOR = {2: [name for name in CASES if name != "2d"], 4: ["ddp", "fsdp", "tp", "2d"]}
+FOR = {2: [name for name in CASES if name not in ("2d", "hybrid")], 4: ["ddp", "fsdp", "tp", "2d", "hybrid"]}
 
 
 @cache

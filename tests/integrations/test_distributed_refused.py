@@ -32,6 +32,7 @@ SAME = {
     "foreign_write": r"ValueError: on rank 1: '2.weight' was written to since the last step",
     "cast_apart": r"ValueError: .*the step is 0 on rank 0 and 1 on rank 1",
     "wrong_group": r"ValueError: process_group='all': expected 'world', a process group",
+    "a_sum_to_be": r"ValueError: 'fc.weight' is a Partial DTensor, .*redistribute it",
     "unprepared": r"Size mismatch .*nmstep|Missing key",
 }
 
