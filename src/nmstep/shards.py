@@ -28,6 +28,8 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Returns what this rank holds of a tensor: the same memory; the tensor itself where it is not a DTensor."""
+    if type(tensor) in _ORDINARY:  # at once: every step asks this of every tensor
+        return tensor
     # Not to_local(), which makes another view of a parameter at each call: the kernels know tensors again.
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 

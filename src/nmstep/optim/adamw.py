@@ -15,7 +15,7 @@ from torch.optim.adam import adam
 
 from nmstep.optim.floored import floored_step_
 from nmstep.optim.fused import FROZEN, KernelStep
-from nmstep.shards import aligned, local, touch
+from nmstep.shards import aligned, is_sharded, local, touch
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
@@ -228,7 +228,9 @@ class AdamW(torch.optim.Adam):
         for group in self.param_groups:
             for plain, batch in self._gather(group):
                 # Adam looks at no two weights together: each rank steps what it holds of a DTensor.
-                held = [[local(aligned(t, p)) for t, p in zip(c, batch[0], strict=True)] for c in batch]
+                held = batch
+                if any(is_sharded(p) for p in batch[0]):
+                    held = [[local(aligned(t, p)) for t, p in zip(c, batch[0], strict=True)] for c in batch]
                 if plain:
                     self._torch_step(group, held)
                 else:

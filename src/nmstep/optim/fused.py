@@ -104,18 +104,20 @@ class KernelStep:
 
     def _takes_state(self, p: Tensor, state: dict[str, Any], cut: Cut | None) -> bool:
         """Whether the kernels take a parameter with its state; looked at closely where it is not as it was."""
-        first, second = (state.get(key) for key in ("exp_avg", "exp_avg_sq"))
-        tensors = [t for t in (p, first, second, None if cut is None else cut.pruned) if t is not None]
-        if any(is_sharded(t) != is_sharded(p) for t in tensors):
-            return False
-        held = [local(t) for t in tensors]
+        first, second = state.get("exp_avg"), state.get("exp_avg_sq")
+        pruned = None if cut is None else cut.pruned
+        if is_sharded(p):
+            if not all(t is None or is_sharded(t) for t in (first, second, pruned)):
+                return False
+            first, second, pruned = (None if t is None else local(t) for t in (first, second, pruned))
+            p = local(p)
+        held = [t for t in (p, first, second, pruned) if t is not None]
         mark = [(id(t), t.data_ptr(), t.stride(), t.shape, t.dtype) for t in held]
         frozen = FROZEN in state
         if self._taken.get(id(p)) == (mark, frozen):
             return True
-        states = [h for h, t in zip(held, tensors, strict=True) if t is not p and t is not second]
-        exp_avg_sq = None if second is None else local(second)
-        if not takes_state(local(p), *states, exp_avg_sq=exp_avg_sq, frozen=frozen):
+        states = [t for t in (first, pruned) if t is not None]
+        if not takes_state(p, *states, exp_avg_sq=second, frozen=frozen):
             return False
         self._taken[id(p)] = (mark, frozen)
         return True
@@ -162,7 +164,8 @@ class KernelStep:
                 state = optimizer.state[p]
                 updates.append((copies(p, self.ranks), _update(group, p, grad, state, float(step) + 1, cut)))
                 steps.append(step)
-                written += [p, state["exp_avg"], state["exp_avg_sq"], None if cut is None else cut.pruned]
+                if is_sharded(p):
+                    written += [p, state["exp_avg"], state["exp_avg_sq"], None if cut is None else cut.pruned]
         if steps:
             torch._foreach_add_(steps, 1)
         found = [(share, adam_step_(same, sums=self._wants_sums)) for share, same in _by_share(updates)]
@@ -171,7 +174,9 @@ class KernelStep:
 
 
 def _takes_gradient(p: Tensor, grad: Tensor) -> bool:
-    return is_sharded(grad) == is_sharded(p) and takes_gradient(local(p), local(aligned(grad, p)))
+    if is_sharded(p):
+        return is_sharded(grad) and takes_gradient(local(p), local(aligned(grad, p)))
+    return takes_gradient(p, grad)
 
 
 def _by_share(updates: list[tuple[float, Update]]) -> list[tuple[float, list[Update]]]:
@@ -202,13 +207,23 @@ def _update(
     step: float,
     cut: Cut | None = None,
 ) -> Update:
-    return Update(
+    update = Update(
         group=group,
-        p=local(p),
-        grad=local(aligned(grad, p)),
-        exp_avg=local(state["exp_avg"]),
-        exp_avg_sq=local(state["exp_avg_sq"]),
+        p=p,
+        grad=grad,
+        exp_avg=state["exp_avg"],
+        exp_avg_sq=state["exp_avg_sq"],
         step=step,
         frozen_eps_root=state.get(FROZEN),
+        cut=cut,
+    )
+    if not is_sharded(p):
+        return update
+    return replace(
+        update,
+        p=local(p),
+        grad=local(aligned(grad, p)),
+        exp_avg=local(update.exp_avg),
+        exp_avg_sq=local(update.exp_avg_sq),
         cut=cut and replace(cut, pruned=local(cut.pruned)),
     )
