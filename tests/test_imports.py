@@ -12,7 +12,7 @@ import nmstep
 SOURCE = Path(nmstep.__file__).parent
 # A room may import from its own line and from lines above it.
 ROOMS = [
-    ["names", "patterns", "packages", "late", "timing", "files"],
+    ["names", "patterns", "packages", "late", "timing", "files", "ranks", "shards"],
     ["layout"],
     ["masks", "tiles", "quantizing"],
     ["kernels"],
@@ -21,11 +21,12 @@ ROOMS = [
     ["trace"],
     ["optim"],
     ["recipes"],
-    ["machine", "admission"],
+    ["gate", "machine", "admission"],
     ["views"],
-    ["sparsify"],
+    ["saved", "sparsify"],
     ["verify"],
     ["deploy"],
+    ["integrations"],
     ["tasks"],
     ["experiments"],
     ["bench"],

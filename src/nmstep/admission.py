@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from nmstep.kernels import status
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.variance import has_variance
 from nmstep.recipes.recipe import Recipe
+from nmstep.sparsity_plan import SparsityPlan
+from nmstep.trace import TraceOptions
 
-__all__ = ["ATTACHED", "check_arguments"]
+__all__ = ["ATTACHED", "check_arguments", "what_must_agree"]
 
 ATTACHED = "_nmstep_sparsifier"  # the attribute by which an optimizer knows its sparsifier
 
 
-def check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
+def check_arguments(model: nn.Module, optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
     """Checks the arguments of :func:`nmstep.sparsify` against each other.
 
     Raises:
@@ -30,6 +34,11 @@ def check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> 
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"sparsify takes a recipe such as nmstep.STEP('2:4', total_steps=...), got {recipe!r}"
+        )
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "FullyShardedDataParallel cuts flattened parameters, of which no group of M can be told: use its "
+            "successor, torch.distributed.fsdp.fully_shard"
         )
     if hasattr(optimizer, ATTACHED):
         raise ValueError(
@@ -54,3 +63,19 @@ def check_arguments(optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> 
             f"{type(recipe.switch).__name__} reads Adam's second moment, which {kind} does not keep; say when "
             f"masks start with switch=SwitchAt(step), or use nmstep.AdamW"
         )
+
+
+def what_must_agree(
+    plan: SparsityPlan, optimizer: Optimizer, recipe: Recipe, on_nonfinite: str, options: TraceOptions
+) -> dict[str, str]:
+    """Returns what ranks must have in common to take the same decisions, and to talk at the same steps."""
+    settings = {f"the recipe's {key}": repr(value) for key, value in recipe.describe().items()}
+    planned = {f"the pattern of {e.name!r}": f"{e.pattern} of shape {e.shape}" for e in plan.sparse}
+    more = {
+        "the recipe's total_steps": repr(recipe.total_steps),
+        "the optimizer": type(optimizer).__name__,
+        "on_nonfinite": repr(on_nonfinite),
+        "trace": repr(options),
+        "the work of nmstep's kernels": "done by torch" if status().active == "torch" else "compiled",
+    }
+    return {**settings, **planned, **more}

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nmstep.gate import Call, Gate
 from nmstep.kernels import Cut
 from nmstep.late import Late
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.closure import run_closure
-from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_idle
+from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.layer_stats import latent_masks, layer_stats
 from nmstep.optim.settings import refuse_capture
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.step_sums import StepSums
 from nmstep.optim.variance import coordinates, has_variance
 from nmstep.patterns import NMPattern
+from nmstep.ranks import Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import PlanEntry
 from nmstep.switching import SwitchAt
@@ -41,6 +43,7 @@ class StateMachine:
         sparse: the optimizer's sparse parameters.
         on_nonfinite: what to do about a NaN or infinite gradient.
         options: how much is recorded.
+        ranks: who trains the model together.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class StateMachine:
         *,
         on_nonfinite: OnNonfinite,
         options: TraceOptions,
+        ranks: Ranks,
     ) -> None:
         self.step = 0
         self.skipped_steps = 0
@@ -60,9 +64,10 @@ class StateMachine:
         self.loss: Tensor | float = math.nan
         self._optimizer = optimizer
         self._sparse = sparse
-        self._gradients = GradientCheck(
-            optimizer, on_nonfinite, lambda: {id(p): entry.name for entry, p in sparse}
-        )
+        self._ranks = ranks
+        if isinstance(optimizer, AdamW):
+            optimizer.kernels.ranks = ranks.size
+        self._gate = Gate(optimizer, sparse, on_nonfinite, ranks)
         self._seen = Late()  # what the switch has still to observe
         self._options = options
         self._detector = None
@@ -71,9 +76,10 @@ class StateMachine:
         threshold = None if self._detector is None else self._detector.threshold
         self.trace = Trace(d=coordinates(optimizer), threshold=threshold, block=options.block)
         geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
-        self._sums = StepSums(optimizer, geometric=geometric)
+        self._sums = StepSums(optimizer, geometric=geometric, ranks=ranks)
         self._has_variance = has_variance(optimizer)
         self.shows: str | None = None  # what is in the model for a while, in place of its own weights
+        self.expects_load = False  # whether the optimizer's state is no more than room for a checkpoint's
         self._taking = False
         self._in_one_pass = False
         self._old_masks: list[Tensor] | None = None
@@ -115,7 +121,7 @@ class StateMachine:
 
     def settle(self) -> None:
         """Looks at what a GPU has still to tell of the gradients."""
-        self._gradients.settle()
+        self._gate.settle()
 
     def state(self) -> dict[str, Any]:
         """Returns what must be saved beside the tensors, as JSON values."""
@@ -136,13 +142,17 @@ class StateMachine:
             self._detector.load(state["detector"])
         if isinstance(self._optimizer, AdamW):
             self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
-        self._gradients.forget()
+        self._gate.start_anew()
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
         refuse_capture()
         self.check_shows_own("optimizer.step()")
+        if self.expects_load:
+            raise RuntimeError(
+                "this optimizer was prepared to load a checkpoint, and has not loaded one: call set_state_dict"
+            )
         self.recover()
         self._sums.forget()
         if isinstance(optimizer, AdamW):
@@ -155,7 +165,7 @@ class StateMachine:
             self._in_one_pass = self._prepare_one_pass()
             if self.phase == "sparse":
                 sampled = self._is_sample(self._options.layers_every)
-                self._sparse.open_(refine=self.recipe.refine, thorough=sampled, in_one_pass=self._in_one_pass)
+                self._sparse.open_(refine=self.recipe.refine, in_one_pass=self._in_one_pass)
                 if sampled and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance() and not self._in_one_pass:
@@ -182,7 +192,7 @@ class StateMachine:
             self._sparse.close_(self.pattern_of, left_over=self._left_over())
             if sampled:
                 names = [entry.name for entry, _ in self._sparse]
-                stats = layer_stats(self._sparse, self.pattern_of, self._old_masks)
+                stats = layer_stats(self._sparse, self.pattern_of, self._old_masks, self._ranks)
                 self.trace.append_layers(self.step, names, stats)
             self._old_masks = None
         self._observe(row)
@@ -211,23 +221,17 @@ class StateMachine:
 
     def _is_a_step(self) -> bool:
         """Whether this call counts, after the gradients were looked at."""
-        optimizer = self._optimizer
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) > 0:
-            self._sparse.hide_gradients()  # a loss scaler that leaves skipping to the optimizer
-            return False
-        if getattr(optimizer, "grad_scale", None) is not None:
-            optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
-            raise ValueError(
-                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step"
-            )
-        if not has_gradients(optimizer) or is_idle(optimizer):
-            return False
-        passes = self._gradients.passes(self.step + 1)
-        if not passes:
-            self.skipped_steps += 1
-            self._sparse.hide_gradients()
-        return passes
+        call = self._gate.look(
+            self.step + 1,
+            check=self._check,
+            where={"the step": str(self.step), "the step at which masks started": str(self.switch_step)},
+        )
+        self.skipped_steps += call == Call.SKIPPED
+        return call == Call.STEP
+
+    def _check(self) -> None:
+        if self.phase == "sparse":
+            self._sparse.check(thorough=self._is_sample(self._options.layers_every))
 
     def _observe(self, row: dict[str, float | Tensor]) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmstep.admission import ATTACHED, check_arguments
+from nmstep.admission import ATTACHED, check_arguments, what_must_agree
 from nmstep.kernels import split_
 from nmstep.machine import Phase, StateMachine, target
-from nmstep.optim import record
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite
-from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
+from nmstep.optim.sparse_step import SparseStep
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry, SparsityPlan, plan
+from nmstep.ranks import ProcessGroup, Ranks
 from nmstep.recipes.recipe import Recipe
+from nmstep.saved import SavedState
 from nmstep.trace import Trace, TraceOptions
 from nmstep.views import Views
 
@@ -32,6 +32,7 @@ def sparsify(
     *,
     on_nonfinite: OnNonfinite = "raise",
     trace: TraceOptions | None = None,
+    process_group: ProcessGroup = "world",
 ) -> Sparsifier:
     """Attaches a recipe to an optimizer and returns the Sparsifier that runs it.
 
@@ -48,10 +49,13 @@ def sparsify(
             reading of the gradients). On a GPU ``"raise"`` comes :data:`nmstep.late.LATE_STEPS` steps late, so
             that the host need not wait for the gradients; ``"skip"`` waits.
         trace: how much is recorded; see :class:`TraceOptions`.
+        process_group: who trains the model together, all of whom must call this: all ranks of torch.distributed
+            where it is initialised (``"world"``), a process group, or None where each process trains a model of
+            its own.
 
     Raises:
         ValueError: the optimizer lacks planned parameters, or a sparsifier is attached already, or it is
-            of a kind that the recipe cannot work with.
+            of a kind that the recipe cannot work with; ranks differ; or a group would lie on several ranks.
 
     Example:
         >>> from nmstep import AdamW, SRSTE, verify
@@ -63,7 +67,14 @@ def sparsify(
         >>> sparsifier.phase, sparsifier.step, verify(model, "2:4").ok
         ('sparse', 1, True)
     """
-    return Sparsifier(model, optimizer, recipe, on_nonfinite=on_nonfinite, trace=trace or TraceOptions())
+    return Sparsifier(
+        model,
+        optimizer,
+        recipe,
+        on_nonfinite=on_nonfinite,
+        trace=trace or TraceOptions(),
+        ranks=Ranks(process_group),
+    )
 
 
 class Sparsifier(Views):
@@ -72,6 +83,7 @@ class Sparsifier(Views):
     Attributes:
         plan: the plan in force; empty for a recipe without masks.
         recipe: the recipe.
+        saved: the part in the optimizer's state dict; for nmstep's own integrations.
     """
 
     def __init__(
@@ -82,27 +94,34 @@ class Sparsifier(Views):
         *,
         on_nonfinite: OnNonfinite,
         trace: TraceOptions,
+        ranks: Ranks,
     ) -> None:
-        check_arguments(optimizer, recipe, on_nonfinite)
         self.recipe = recipe
-        self.plan = _plan(model, recipe)
-        parameters = self.plan.resolve(model)
         self._optimizer = optimizer
-        self._sparse = SparseStep(optimizer, [(entry, parameters[entry.name]) for entry in self.plan.sparse])
-        self._machine = StateMachine(
-            optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace
-        )
-        self._loaded: tuple[dict[str, Any] | None, list[dict[str, Any]]] | None = None
-        if not self._adopt():
+
+        def prepare() -> dict[str, str]:
+            check_arguments(model, optimizer, recipe, on_nonfinite)
+            self.plan = _plan(model, recipe)
+            found = self.plan.resolve(model)
+            self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
+            self._sparse.check_shards()
+            self._machine = StateMachine(
+                optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace, ranks=ranks
+            )
+            return what_must_agree(self.plan, optimizer, recipe, on_nonfinite, trace)
+
+        ranks.agree(prepare)
+        self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine)
+        if not self.saved.adopt():
             self._machine.begin()
         self._handles = [
             # Called as they are where torch.compile traces the step: traced, the first step was lost.
             optimizer.register_step_pre_hook(torch.compiler.disable(self._machine.before_step)),
             optimizer.register_step_post_hook(torch.compiler.disable(self._machine.after_step)),
-            optimizer.register_state_dict_pre_hook(self._before_save),
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._before_load),
-            optimizer.register_load_state_dict_post_hook(self._after_load),
+            optimizer.register_state_dict_pre_hook(self.saved.before_save),
+            optimizer.register_state_dict_post_hook(self.saved.save),
+            optimizer.register_load_state_dict_pre_hook(self.saved.before_load),
+            optimizer.register_load_state_dict_post_hook(self.saved.after_load),
         ]
         setattr(optimizer, ATTACHED, self)
 
@@ -199,73 +218,6 @@ class Sparsifier(Views):
         self._handles.clear()
         if hasattr(self._optimizer, ATTACHED):
             delattr(self._optimizer, ATTACHED)
-
-    def _record(self) -> dict[str, Any]:
-        planned = {
-            entry.name: {"pattern": str(entry.pattern), "dim": entry.dim, "shape": list(entry.shape)}
-            for entry in self.plan.sparse
-        }
-        keys = {
-            entry.name: sorted(self._optimizer.state.get(p, {}).keys() - {PRUNED, MASK})
-            for entry, p in self._sparse
-        }
-        head = {"version": 1, "recipe": self.recipe.describe(), "plan": planned, "state_keys": keys}
-        return {**head, **self._machine.state()}
-
-    def _before_save(self, optimizer: Optimizer) -> None:
-        del optimizer
-        self._machine.check_shows_own("optimizer.state_dict()")
-        self._machine.recover()
-        self._machine.settle()
-
-    def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        del optimizer
-        record.insert(state_dict, self._record())
-
-    def _before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        del optimizer
-        self._loaded = self._take(state_dict)
-
-    def _take(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Takes the method's own state out of a state dict, after a check that it belongs here."""
-        saved, values = record.take(state_dict, (PRUNED, MASK), self._sparse.positions())
-        if saved is not None:
-            record.check(saved, self._record())
-            self._sparse.check_keys(state_dict, saved["state_keys"])
-            if saved["switch_step"] is not None:
-                self._sparse.check_values(values, once=self.recipe.mask == "once")
-        elif self.phase == "sparse" or any(values):
-            raise ValueError(
-                "the loaded optimizer state was not saved by a sparsifier, but this one's masks have started; "
-                "load dense states before nmstep.sparsify"
-            )
-        return saved, values
-
-    def _after_load(self, optimizer: Optimizer) -> None:
-        del optimizer
-        assert self._loaded is not None
-        (saved, values), self._loaded = self._loaded, None
-        if saved is not None:
-            self._machine.load(saved)
-            self._sparse.load_(values)
-
-    def _adopt(self) -> bool:
-        """Continues from a state that was loaded before the optimizer was sparsified, if there is one."""
-        live = self._optimizer.state
-        if not any(record.RECORD in state for state in live.values()):
-            if any(PRUNED in state or MASK in state for state in live.values()):
-                raise ValueError(
-                    "this optimizer is a copy of a sparsified one, without the record of where it stood; copy it "
-                    "by new.load_state_dict(old.state_dict()) instead"
-                )
-            return False
-        groups = [{"params": list(group["params"])} for group in self._optimizer.param_groups]
-        state_dict: dict[str, Any] = {"param_groups": groups, "state": live}
-        self._loaded = self._take(state_dict)
-        for p in list(live):
-            live[p] = state_dict["state"].get(p, {})
-        self._after_load(self._optimizer)
-        return True
 
 
 def _plan(model: nn.Module, recipe: Recipe) -> SparsityPlan:

@@ -230,6 +230,10 @@ def _row(entry: PlanEntry) -> tuple[str, ...]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the module that ``torch.compile`` wrapped, or ``model`` itself."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    """Returns the module that ``torch.compile`` or DistributedDataParallel wrapped, or ``model`` itself."""
+    while True:
+        wraps = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        inner = model.module if wraps else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

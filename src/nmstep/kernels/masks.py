@@ -9,6 +9,7 @@ from nmstep import masks
 from nmstep.kernels.native import are_taken, engine_for, kernels, layout
 from nmstep.masks import check_groups
 from nmstep.patterns import NMPattern
+from nmstep.shards import is_sharded, local, touch
 
 __all__ = ["nm_mask", "split_"]
 
@@ -20,7 +21,7 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
     all-zero group keeps its first N; NaN counts as largest, so that it stays visible.
 
     Args:
-        weight: any real floating dtype, shape and strides.
+        weight: any real floating dtype, shape and strides; of a DTensor, each rank looks at its own part.
         pattern: N kept of M.
         dim: the dimension that groups run along.
         pad: treat a dimension that M does not divide as if it were padded with zeros: its last short
@@ -41,6 +42,10 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
         tensor([[1, 1, 0, 0]], dtype=torch.int32)
     """
     pattern = NMPattern.parse(pattern)
+    if is_sharded(weight):
+        found = torch.empty_like(weight, dtype=torch.bool)
+        local(found).copy_(nm_mask(local(weight), pattern, dim=dim, pad=pad))
+        return found
     check_groups(weight, pattern, dim, pad)
     if not are_taken(weight):
         return masks.nm_mask(weight, pattern, dim=dim, pad=pad)
@@ -90,8 +95,12 @@ def split_(
         (tensor([[0., 0., 1., 2.]]), tensor([[ 3., -4.,  0.,  0.]]))
     """
     pattern = NMPattern.parse(pattern)
-    check_groups(weight, pattern, dim, pad)
     pruned = torch.empty_like(weight) if pruned is None else pruned
+    if is_sharded(weight):
+        split_(local(weight), pattern, dim=dim, pad=pad, pruned=local(pruned))
+        touch(weight, pruned)
+        return pruned
+    check_groups(weight, pattern, dim, pad)
     if not are_taken(weight, pruned):
         return masks.split_(weight, pattern, dim=dim, pad=pad, pruned=pruned)
     lies = layout(weight, pattern, dim)

@@ -16,6 +16,7 @@ from nmstep.optim.floored import floored_step_, torch_step_
 from nmstep.optim.fused import FROZEN, KernelStep
 from nmstep.optim.moments import moment_dtype, restore_, widen_, widened
 from nmstep.optim.settings import as_ours_, refuse, refuse_capture
+from nmstep.shards import aligned, is_sharded, local, touch
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
 
@@ -252,12 +253,17 @@ class AdamW(torch.optim.Adam):
             return loss
         for group in self.param_groups:
             for plain, batch in self._gather(group):
-                with widened(batch) as wide:
+                # Adam looks at no two weights together: each rank steps what it holds of a DTensor.
+                held = batch
+                if any(is_sharded(p) for p in batch[0]):
+                    held = [[local(aligned(t, p)) for t, p in zip(c, batch[0], strict=True)] for c in batch]
+                with widened(held) as wide:
                     if plain:
                         torch_step_(group, wide)
-                        continue
-                    for p, row in zip(batch[0], zip(*wide, strict=True), strict=True):
-                        floored_step_(group, self.state[p].get(FROZEN), *row)
+                    else:
+                        for p, row in zip(batch[0], zip(*wide, strict=True), strict=True):
+                            floored_step_(group, self.state[p].get(FROZEN), *row)
+                touch(*batch[0], *batch[2], *batch[3], *batch[4])
         return loss
 
     def has_own_step(self) -> bool:

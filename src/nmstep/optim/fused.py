@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nmstep.kernels import Cut, Update, adam_step_, foreseen_sums, status, takes_gradient, takes_state
+from nmstep.shards import aligned, copies, is_sharded, local, touch
 
 if TYPE_CHECKING:
     from nmstep.optim.adamw import AdamW
@@ -34,6 +36,8 @@ class KernelStep:
         if fused and status().active == status().on_gpu == "torch":
             raise RuntimeError(f"fused=True needs nmstep's kernels: {status().why}; leave fused unset")
         self._fused = fused
+        #: Processes that hold the model together: each sums up its own share.
+        self.ranks = 1
         self._taken: dict[int, object] = {}  # what is known of the parameters and states that were looked at
         self.prepare(own=False)
 
@@ -95,24 +99,27 @@ class KernelStep:
                     if sums and state:
                         return False
                     continue
-                ours = takes_gradient(p, p.grad) and not optimizer.widens(p)
+                ours = _takes_gradient(p, p.grad) and not optimizer.widens(p)
                 if not (ours and self._takes_state(p, state, cuts.get(id(p)))):
                     return False
         return True
 
     def _takes_state(self, p: Tensor, state: dict[str, Any], cut: Cut | None) -> bool:
         """Whether the kernels take a parameter with its state; looked at closely where it is not as it was."""
+        first, second = state.get("exp_avg"), state.get("exp_avg_sq")
         pruned = None if cut is None else cut.pruned
-        mark = [
-            (id(t), t.data_ptr(), t.stride(), t.shape, t.dtype)
-            for t in (p, state.get("exp_avg"), state.get("exp_avg_sq"), pruned)
-            if t is not None
-        ]
+        if is_sharded(p):
+            if not all(t is None or is_sharded(t) for t in (first, second, pruned)):
+                return False
+            first, second, pruned = (None if t is None else local(t) for t in (first, second, pruned))
+            p = local(p)
+        held = [t for t in (p, first, second, pruned) if t is not None]
+        mark = [(id(t), t.data_ptr(), t.stride(), t.shape, t.dtype) for t in held]
         frozen = FROZEN in state
         if self._taken.get(id(p)) == (mark, frozen):
             return True
-        states = [t for t in (state.get("exp_avg"), pruned) if t is not None]
-        if not takes_state(p, *states, exp_avg_sq=state.get("exp_avg_sq"), frozen=frozen):
+        states = [t for t in (first, pruned) if t is not None]
+        if not takes_state(p, *states, exp_avg_sq=second, frozen=frozen):
             return False
         self._taken[id(p)] = (mark, frozen)
         return True
@@ -133,7 +140,7 @@ class KernelStep:
         """
         if self._fused is False or not self._can(optimizer, {}, sums=True):
             return None
-        updates = []
+        updates: list[tuple[float, Update]] = []
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -141,22 +148,57 @@ class KernelStep:
                 state = optimizer.state.get(p, {})
                 if "exp_avg_sq" not in state:
                     return None
-                updates.append(_update(group, p, p.grad, state, float(state["step"]) + 1))
-        return foreseen_sums(updates)
+                update = _update(group, p, p.grad, state, float(state["step"]) + 1)
+                updates.append((copies(p, self.ranks), update))
+        found = [(share, foreseen_sums(same)) for share, same in _by_share(updates)]
+        return None if any(sums is None for _, sums in found) else _total(found)
 
     def step(self, optimizer: AdamW) -> None:
         """Takes the step."""
-        updates, steps = [], []
+        updates: list[tuple[float, Update]] = []
+        steps: list[Tensor] = []
+        written: list[Tensor | None] = []
         for group in optimizer.param_groups:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
             for p, grad, step in zip(columns[0], columns[1], columns[5], strict=True):
                 cut = self._cuts.pop(id(p), None)
-                updates.append(_update(group, p, grad, optimizer.state[p], float(step) + 1, cut))
+                state = optimizer.state[p]
+                updates.append((copies(p, self.ranks), _update(group, p, grad, state, float(step) + 1, cut)))
                 steps.append(step)
+                if is_sharded(p):
+                    written += [p, state["exp_avg"], state["exp_avg_sq"], None if cut is None else cut.pruned]
         if steps:
             torch._foreach_add_(steps, 1)
-        self._sums = adam_step_(updates, sums=self._wants_sums)
+        found = [(share, adam_step_(same, sums=self._wants_sums)) for share, same in _by_share(updates)]
+        touch(*written)
+        self._sums = _total(found) if self._wants_sums else None
+
+
+def _takes_gradient(p: Tensor, grad: Tensor) -> bool:
+    if is_sharded(p):
+        return is_sharded(grad) and takes_gradient(local(p), local(aligned(grad, p)))
+    return takes_gradient(p, grad)
+
+
+def _by_share(updates: list[tuple[float, Update]]) -> list[tuple[float, list[Update]]]:
+    """Returns the updates of one step, by the number of ranks that hold the same; one list for one process."""
+    found: dict[float, list[Update]] = {}
+    for share, update in updates:
+        found.setdefault(share, []).append(update)
+    return list(found.items())
+
+
+def _total(found: list[tuple[float, Tensor | None]]) -> Tensor:
+    """Returns this rank's share of the sums."""
+    rows = [sums if share == 1.0 else sums / share for share, sums in found if sums is not None]
+    if len(rows) == 1:
+        return rows[0]
+    device = next((row.device for row in rows if row.device.type != "cpu"), torch.device("cpu"))
+    total = torch.zeros(3, dtype=torch.float64, device=device)
+    for row in rows:
+        total += row.to(device, non_blocking=True)
+    return total
 
 
 def _update(
@@ -167,7 +209,7 @@ def _update(
     step: float,
     cut: Cut | None = None,
 ) -> Update:
-    return Update(
+    update = Update(
         group=group,
         p=p,
         grad=grad,
@@ -176,4 +218,14 @@ def _update(
         step=step,
         frozen_eps_root=state.get(FROZEN),
         cut=cut,
+    )
+    if not is_sharded(p):
+        return update
+    return replace(
+        update,
+        p=local(p),
+        grad=local(aligned(grad, p)),
+        exp_avg=local(update.exp_avg),
+        exp_avg_sq=local(update.exp_avg_sq),
+        cut=cut and replace(cut, pruned=local(cut.pruned)),
     )

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmstep.late import LATE_STEPS, Late, is_away
+from nmstep.ranks import Ranks
+from nmstep.shards import local
 
-__all__ = ["GradientCheck", "OnNonfinite", "has_gradients", "is_idle"]
+__all__ = ["GradientCheck", "OnNonfinite", "has_gradients", "is_at_rest", "is_idle"]
 
 OnNonfinite = Literal["raise", "skip", "ignore"]
 
@@ -27,10 +29,13 @@ def is_idle(optimizer: Optimizer) -> bool:
     Checkpoint code takes such a step to make the optimizer create its state. The gradients are read
     only where the learning rate is 0.
     """
+    return is_at_rest(optimizer) and not any(bool(g.any()) for _, g in _named_gradients(optimizer, {}))
+
+
+def is_at_rest(optimizer: Optimizer) -> bool:
+    """Whether every learning rate is 0."""
     rates = [group["lr"] for group in optimizer.param_groups]
-    if any((isinstance(lr, Tensor) and is_away(lr)) or float(lr) != 0.0 for lr in rates):
-        return False
-    return not any(bool(g.any()) for _, g in _named_gradients(optimizer, {}))
+    return not any((isinstance(lr, Tensor) and is_away(lr)) or float(lr) != 0.0 for lr in rates)
 
 
 class GradientCheck:
@@ -40,16 +45,30 @@ class GradientCheck:
         optimizer: whose gradients.
         on_nonfinite: what to do about a NaN or an infinity.
         names: returns a name for the id of a parameter, where one is known.
+        ranks: who holds the gradients together.
     """
 
     def __init__(
-        self, optimizer: Optimizer, on_nonfinite: OnNonfinite, names: Callable[[], Mapping[int, str]]
+        self,
+        optimizer: Optimizer,
+        on_nonfinite: OnNonfinite,
+        names: Callable[[], Mapping[int, str]],
+        ranks: Ranks,
     ) -> None:
         self._optimizer = optimizer
+        self._ranks = ranks
         self._on_nonfinite = on_nonfinite
         self._names = names
         self._late = Late()
         self._looked_at: dict[int, list[str]] = {}  # names, by the step whose flags are on their way
+
+    def is_read_at_once(self) -> bool:
+        """Whether :meth:`passes` says of this step's gradients what is true of them, rather than later."""
+        return self._on_nonfinite == "skip" or (self._on_nonfinite == "raise" and not self._is_late())
+
+    def _is_late(self) -> bool:
+        named = _named_gradients(self._optimizer, {})
+        return bool(named) and all(is_away(g) for _, g in named)
 
     def passes(self, step: int) -> bool:
         """Whether step number ``step`` may be taken.
@@ -66,8 +85,10 @@ class GradientCheck:
         gradients = [g for _, g in named]
         if self._on_nonfinite == "raise" and gradients and all(is_away(g) for g in gradients):
             self._looked_at[step] = [name for name, _ in named]
-            norms = torch._foreach_norm(gradients, float("inf"))  # NaN, too, passes through it
-            self._late.put(step, torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite())
+            # NaN, too, passes through this norm, which an empty part of a gradient does not have.
+            norms = torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in gradients], float("inf"))
+            finite = torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite()
+            self._late.put(step, self._ranks.least(finite.to(torch.int8)))
             self._raise_late(self._late.due(step))
             return True
         bad = _nonfinite(named)
@@ -129,5 +150,5 @@ def _named_gradients(optimizer: Optimizer, names: Mapping[int, str]) -> list[tup
             if p.grad is not None and p.grad.numel() and p.grad.layout == torch.strided:
                 fallback = given[i] if i < len(given) else f"parameter {i} of group {g}"
                 grad = torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
-                found.append((names.get(id(p), fallback), grad))
+                found.append((names.get(id(p), fallback), local(grad)))
     return found

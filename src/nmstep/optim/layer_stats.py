@@ -9,17 +9,21 @@ from torch import Tensor, nn
 
 from nmstep.kernels import nm_mask
 from nmstep.optim.sparse_step import PRUNED, PatternOf, SparseStep
+from nmstep.ranks import Ranks
+from nmstep.shards import copies, local
 
 __all__ = ["latent_masks", "layer_stats"]
 
 
 def latent_masks(sparse: SparseStep, pattern_of: PatternOf) -> list[Tensor]:
     """Returns the mask of each sparse parameter's latent weight, eight entries a byte, while the step is open."""
-    return [_packed(nm_mask(w, pattern_of(e), dim=e.dim or 0, pad=e.pad)) for e, w in sparse.latents()]
+    return [_packed(nm_mask(local(w), pattern_of(e), dim=e.dim or 0, pad=e.pad)) for e, w in sparse.latents()]
 
 
 @torch.no_grad()
-def layer_stats(sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tensor] | None) -> Tensor:
+def layer_stats(
+    sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tensor] | None, ranks: Ranks
+) -> Tensor:
     """Returns flip rate, density, and the norms of the kept and the pruned part of each layer, shape (L, 4).
 
     The flip rate is the share of mask entries that differ from ``old_masks``; NaN without them. A mask that is
@@ -29,23 +33,34 @@ def layer_stats(sparse: SparseStep, pattern_of: PatternOf, old_masks: list[Tenso
         sparse: the closed sparse step.
         pattern_of: the patterns that its masks were chosen with.
         old_masks: from :func:`latent_masks` before the step.
+        ranks: who holds the layers together.
     """
-    rows = []
+    rows, sizes = [], []
     for i, (entry, p) in enumerate(sparse):
-        wide = torch.promote_types(p.dtype, torch.float32)
-        kept = torch.linalg.vector_norm(p, dtype=wide)
-        pruned = sparse.optimizer.state[p].get(PRUNED)
-        if pruned is None:
-            flips, cut = torch.zeros_like(kept), torch.zeros_like(kept)
-        else:
-            cut = torch.linalg.vector_norm(pruned, dtype=wide)
-            flips = torch.full_like(kept, math.nan)
+        held, pruned = local(p), sparse.optimizer.state[p].get(PRUNED)
+        flips = cut = torch.zeros((), dtype=torch.float64, device=held.device)
+        if pruned is not None:
+            pruned = local(pruned)
+            cut = _square(pruned)
+            flips = torch.full_like(cut, math.nan)
             if old_masks is not None:
-                new = nm_mask(p + pruned, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
-                flips = _flipped(old_masks[i], _packed(new)).to(wide) / max(1, p.numel())
-        density = _share(p, wide)
-        rows.append(torch.stack([flips, density, kept, cut]).double())
-    return torch.stack([row.to(rows[0].device) for row in rows]) if rows else torch.zeros(0, 4)
+                new = nm_mask(held + pruned, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
+                flips = _flipped(old_masks[i], _packed(new)).double()
+        own = torch.stack([flips, torch.count_nonzero(held).double(), _square(held), cut])
+        rows.append(own / copies(p, ranks.size))
+        sizes.append(max(1, p.numel()))
+    if not rows:
+        return torch.zeros(0, 4)
+    sums = ranks.sum(torch.stack([row.to(rows[0].device) for row in rows]))
+    counts = torch.tensor(sizes, dtype=torch.float64).to(sums.device, non_blocking=True)
+    return torch.cat([sums[:, :2] / counts[:, None], sums[:, 2:].sqrt()], dim=1)
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """Returns the square of a norm, so exact that its root is the norm again."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+    return norm.double().square()
 
 
 def _packed(mask: Tensor) -> Tensor:
@@ -62,8 +77,3 @@ def _flipped(old: Tensor, new: Tensor) -> Tensor:
     """Returns how many bits differ."""
     differing = old ^ new
     return torch.stack([torch.count_nonzero(differing & (1 << bit)) for bit in range(8)]).sum()
-
-
-def _share(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns which share of the entries is not zero, without a copy of them in floating point."""
-    return torch.count_nonzero(tensor).to(dtype) / max(1, tensor.numel())

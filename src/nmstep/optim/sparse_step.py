@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from nmstep.kernels import Cut, nm_mask, split_
 from nmstep.optim.adamw import MASK, PRUNED
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry
+from nmstep.shards import check_shards, is_sharded, local
 
 __all__ = ["MASK", "PRUNED", "SparseStep"]
 
@@ -84,22 +84,19 @@ class SparseStep:
         self.remember()
 
     @torch.no_grad()
-    def open_(self, *, refine: float, thorough: bool = False, in_one_pass: bool = False) -> None:
+    def open_(self, *, refine: float, in_one_pass: bool = False) -> None:
         """Puts the latent weights into the parameters, and what the recipe adds into their gradients.
 
         The user's gradient tensors are put aside, not written to.
 
         Args:
             refine: λ of SR-STE.
-            thorough: look for foreign writes in every parameter, not only where torch counted one.
             in_one_pass: the optimizer itself does all of that, and the split, for what :meth:`cuts` gave it;
                 parameters and gradients are left as they are.
 
         Raises:
-            ValueError: a parameter changed its shape, or is no longer zero where its mask cut.
-            RuntimeError: the optimizer's state of a parameter is gone, or a gradient is a sparse tensor.
+            RuntimeError: a gradient is a sparse tensor.
         """
-        self.check(thorough=thorough)
         for entry, p in self:
             if p.grad is not None and p.grad.layout != torch.strided:
                 raise RuntimeError(
@@ -209,65 +206,36 @@ class SparseStep:
             state.pop(PRUNED, None)
             state.pop(MASK, None)
 
-    def positions(self) -> list[int]:
-        """Returns where each sparse parameter stands among all of the optimizer's, counted through its groups."""
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
-        return [sum(sizes[: slot.group]) + slot.index for slot in self.slots]
+    def is_sharded(self) -> bool:
+        """Whether a rank holds no more than a part of some of the optimizer's parameters."""
+        return any(is_sharded(p) for group in self.optimizer.param_groups for p in group["params"])
 
-    def check_keys(self, state_dict: dict[str, Any], keys: dict[str, list[str]]) -> None:
-        """Raises ValueError where a loaded state lacks what the optimizer itself kept when it was saved.
+    def check_shards(self) -> None:
+        """Raises ValueError where a group of some parameter would lie on several ranks."""
+        for entry, p in self:
+            if entry.pattern is not None:
+                check_shards(entry.name, p, dim=entry.dim or 0, m=entry.pattern.m)
 
-        Args:
-            state_dict: the optimizer's.
-            keys: the optimizer's own state keys of each sparse parameter, by name.
-        """
-        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for slot, position in zip(self.slots, self.positions(), strict=True):
-            found = state_dict["state"].get(indices[position], {}) if position < len(indices) else {}
-            missing = set(keys.get(slot.entry.name, [])) - set(found)
-            if missing:
-                raise ValueError(
-                    f"the loaded optimizer state of {slot.entry.name!r} lacks {', '.join(sorted(missing))}, "
-                    f"which it had when it was saved; the file is incomplete"
-                )
-
-    def check_values(self, values: list[dict[str, Tensor]], *, once: bool) -> None:
-        """Raises ValueError unless ``values`` holds what each sparse parameter needs.
+    def check(self, *, thorough: bool = False) -> None:
+        """Checks that every parameter is split as it was left.
 
         Args:
-            values: pruned part or mask for each parameter, in the optimizer's order.
-            once: whether the masks were chosen once.
-        """
-        key = MASK if once else PRUNED
-        for slot, position in zip(self.slots, self.positions(), strict=True):
-            value = values[position].get(key) if position < len(values) else None
-            if value is None or tuple(value.shape) != slot.entry.shape:
-                raise ValueError(
-                    f"the loaded optimizer state has no {key!r} part of shape {slot.entry.shape} for "
-                    f"{slot.entry.name!r}; the file is incomplete, or its parameters are in another order"
-                )
+            thorough: look for foreign writes in every parameter, not only where torch counted one.
 
-    @torch.no_grad()
-    def load_(self, values: list[dict[str, Tensor]]) -> None:
-        """Puts loaded pruned parts or masks into the optimizer's state, uncast.
-
-        The parameters may be loaded before or after this, so the next step checks that both agree.
+        Raises:
+            ValueError: a parameter changed its shape, or is no longer zero where its mask cut.
+            RuntimeError: the optimizer's state of a parameter is gone.
         """
-        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        for p, value in zip(parameters, values, strict=True):
-            for key, tensor in value.items():
-                dtype = torch.bool if key == MASK else p.dtype
-                self.optimizer.state[p][key] = tensor.to(p.device, dtype, copy=True)
+        for entry, p in self:
+            self._check(entry, p, thorough=thorough)
+
+    def distrust(self) -> None:
+        """Lets the next step look whether the parameters are split consistently."""
         self._versions.clear()
 
     def remember(self) -> None:
         """Notes that the parameters are split consistently now."""
         self._versions = {entry.name: p._version for entry, p in self}
-
-    def check(self, *, thorough: bool = False) -> None:
-        """Raises what :meth:`open_` does where a parameter is not as the last step left it."""
-        for entry, p in self:
-            self._check(entry, p, thorough=thorough)
 
     def _replace(self, p: Tensor, grad: Tensor) -> None:
         assert p.grad is not None
@@ -289,8 +257,8 @@ class SparseStep:
         if not thorough and self._versions.get(entry.name) == p._version:
             return
         # Somebody wrote to p: a loaded checkpoint is fine, dense weights over a split would be added twice.
-        cut = state[PRUNED] != 0 if PRUNED in state else ~state[MASK]
-        if bool((cut & (p != 0)).any()):
+        cut = local(state[PRUNED]) != 0 if PRUNED in state else ~local(state[MASK])
+        if bool((cut & (local(p) != 0)).any()):
             raise ValueError(
                 f"{entry.name!r} was written to since the last step and is no longer zero where its mask cut: "
                 f"load weights before nmstep.sparsify, or load the model and the optimizer state of one checkpoint"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nmstep.optim.adamw import FROZEN
+from nmstep.shards import aligned, copies, local
 
 __all__ = ["change_sums", "coordinates", "has_variance", "norm_sums"]
 
@@ -25,7 +26,7 @@ def has_variance(optimizer: Optimizer) -> bool:
 
 
 @torch.no_grad()
-def change_sums(optimizer: Optimizer, *, geometric: bool) -> Tensor:
+def change_sums(optimizer: Optimizer, *, geometric: bool, ranks: int = 1) -> Tensor:
     """Returns ``[Σ|v_t − v_{t−1}|, Σ log|v_t − v_{t−1}|, coordinates that change]``, before the step is taken.
 
     No copy of v is needed, since ``v_t − v_{t−1} = (1 − β2)(g² − v_{t−1})``. Sums of one parameter run in
@@ -34,23 +35,28 @@ def change_sums(optimizer: Optimizer, *, geometric: bool) -> Tensor:
     Args:
         optimizer: of the Adam family, with gradients in place.
         geometric: fill the last two entries; zero otherwise.
+        ranks: processes that hold the model together. Each sums up its own share: what it holds of a parameter,
+            divided by the number of ranks that hold the same.
     """
     rows = [
-        _change(group, p, optimizer.state.get(p, {}), geometric) for group, p in _with_gradient(optimizer)
+        _change(group, p, optimizer.state.get(p, {}), geometric) / copies(p, ranks)
+        for group, p in _with_gradient(optimizer)
     ]
     return _total(rows, 3)
 
 
 @torch.no_grad()
-def norm_sums(optimizer: Optimizer) -> Tensor:
-    """Returns ``[‖v‖₁, ‖v‖₂²]`` over all coordinates."""
+def norm_sums(optimizer: Optimizer, *, ranks: int = 1) -> Tensor:
+    """Returns ``[‖v‖₁, ‖v‖₂²]`` over all coordinates, or this rank's share of them."""
     rows = []
     for group in optimizer.param_groups:
         for p in group["params"]:
             v = optimizer.state.get(p, {}).get("exp_avg_sq")
             if v is not None:
+                v = local(v)
                 v = v if v.dtype == torch.float64 else v.float()
-                rows.append(torch.stack([v.sum(), torch.linalg.vector_norm(v).square()]))
+                sums = torch.stack([v.sum(), torch.linalg.vector_norm(v).square()])
+                rows.append(sums / copies(p, ranks))
     return _total(rows, 2)
 
 
@@ -62,13 +68,13 @@ def _with_gradient(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tenso
 
 
 def _change(group: dict[str, Any], p: Tensor, state: dict[str, Any], geometric: bool) -> Tensor:
-    grad = p.grad
-    assert grad is not None
+    assert p.grad is not None
+    grad = local(aligned(p.grad, p))
     if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
         decay = group["weight_decay"]
-        grad = grad.add(p, alpha=-decay if group.get("maximize") else decay)
+        grad = grad.add(local(p), alpha=-decay if group.get("maximize") else decay)
     grad = grad if grad.dtype == torch.float64 else grad.float()
-    v = state.get("exp_avg_sq")
+    v = None if "exp_avg_sq" not in state else local(state["exp_avg_sq"])
     delta = grad.square() if v is None else torch.addcmul(v.to(grad.dtype), grad, grad, value=-1)
     delta.abs_()
     if not geometric:

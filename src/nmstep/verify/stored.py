@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.patterns import NMPattern
+from nmstep.shards import is_sharded, local, placed_like
 from nmstep.sparsity_plan import SparsityPlan, unwrap
 
 __all__ = [
@@ -179,8 +180,10 @@ def _in_memory(name: str, tensor: Tensor) -> StoredTensor:
             raise ValueError(
                 f"{name!r} is on the meta device and has no values to verify; load the weights first"
             )
-        return tensor
+        return placed_like(tensor, torch.empty(0)) if is_sharded(tensor) else tensor
 
     strided = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
-    storage = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if strided else None
+    storage = (
+        (tensor.device, local(tensor).data_ptr(), tuple(tensor.shape), tensor.stride()) if strided else None
+    )
     return StoredTensor(tuple(tensor.shape), tensor.is_floating_point(), read, storage)

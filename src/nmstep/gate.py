@@ -1,0 +1,110 @@
+"""Is this call of ``optimizer.step()`` a step? All ranks that hold the model together give one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from torch.optim import Optimizer
+
+from nmstep.optim.gradients import GradientCheck, OnNonfinite, has_gradients, is_at_rest, is_idle
+from nmstep.optim.sparse_step import SparseStep
+from nmstep.ranks import Ranks
+
+__all__ = ["Call", "Gate"]
+
+
+class Call(IntEnum):
+    """What a call of ``step()`` is. Where ranks see different things, the largest holds."""
+
+    NONE = 0
+    STEP = 1
+    SKIPPED = 2
+
+
+class Gate:
+    """The look at gradients and weights before every step.
+
+    Args:
+        optimizer: whose steps.
+        sparse: its sparse parameters.
+        on_nonfinite: what to do about a NaN or infinite gradient.
+        ranks: who trains the model together.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, sparse: SparseStep, on_nonfinite: OnNonfinite, ranks: Ranks
+    ) -> None:
+        self._optimizer = optimizer
+        self._sparse = sparse
+        self._ranks = ranks
+        self._starts = True
+        self._gradients = GradientCheck(
+            optimizer, on_nonfinite, lambda: {id(p): entry.name for entry, p in sparse}, ranks
+        )
+
+    def settle(self) -> None:
+        """Looks at what a GPU has still to tell of the gradients."""
+        self._gradients.settle()
+
+    def start_anew(self) -> None:
+        """Forgets what was on its way: another state was loaded."""
+        self._gradients.forget()
+        self._starts = True
+
+    def look(self, step: int, *, check: Callable[[], None], where: dict[str, str]) -> Call:
+        """Returns what the call is, after the gradients were looked at.
+
+        The ranks talk before the first step; and before each one where they hold different parts of the
+        gradients, which are read at once.
+
+        Args:
+            step: its number, if it is one.
+            check: raises where this rank's weights are not what they should be.
+            where: where this rank stands, as all of them must before their first step.
+
+        Raises:
+            ValueError: the gradients are still scaled, or the ranks stand at different steps.
+            FloatingPointError: a gradient is not finite, which is to be an error.
+            Exception: what ``check`` raised on some rank.
+        """
+        if self._is_left_out_by_a_scaler():
+            return Call.NONE
+        if not has_gradients(self._optimizer):
+            return Call.NONE
+
+        def here() -> int:
+            if is_idle(self._optimizer):
+                return Call.NONE
+            if not self._gradients.passes(step):
+                return Call.SKIPPED
+            check()
+            return Call.STEP
+
+        together = self._sparse.is_sharded() and (
+            self._gradients.is_read_at_once() or is_at_rest(self._optimizer)
+        )
+        call = Call(self._ranks.worst(here) if together else here())
+        if call == Call.SKIPPED:
+            self._sparse.hide_gradients()
+        if call == Call.STEP and self._starts:
+            self._starts = False
+            self._ranks.agree(lambda: self._start(where))
+        return call
+
+    def _start(self, where: dict[str, str]) -> dict[str, str]:
+        self._sparse.check_shards()  # again: a wrapper may have replaced the parameters since sparsify
+        return where
+
+    def _is_left_out_by_a_scaler(self) -> bool:
+        optimizer = self._optimizer
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0:
+            self._sparse.hide_gradients()  # a loss scaler that leaves skipping to the optimizer
+            return True
+        if getattr(optimizer, "grad_scale", None) is not None:
+            optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
+            raise ValueError(
+                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step"
+            )
+        return False

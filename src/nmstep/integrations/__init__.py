@@ -1,0 +1,1 @@
+"""Other libraries and nmstep: thin, and imported only where they are used."""

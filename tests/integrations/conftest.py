@@ -1,0 +1,6 @@
+"""The programs of this folder are imported by their tests too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
