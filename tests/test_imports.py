@@ -25,6 +25,7 @@ ROOMS = [
     ["sparsify"],
     ["verify"],
     ["deploy"],
+    ["integrations"],
     ["tasks"],
     ["experiments"],
     ["bench"],
