@@ -143,6 +143,7 @@ def main() -> None:
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_steps=10,
+        average_tokens_across_devices=False,  # it would multiply a classifier's loss by the number of processes
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
     )

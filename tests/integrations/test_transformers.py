@@ -266,6 +266,20 @@ def test_other_optimizers_get_the_settings_that_they_know(tmp_path: Path) -> Non
     assert not isinstance(SparseOptimizer, torch.optim.Optimizer)
 
 
+def test_a_model_that_the_trainer_makes_itself(tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_steps=12)
+    callback = SparsityCallback()
+    made = transformers.Trainer(
+        model_init=integrated.tiny_bert,
+        args=args,
+        train_dataset=integrated.examples(),
+        optimizer_cls_and_kwargs=optimizer_for(args, integrated.recipe(integrated.tiny_bert())),
+        callbacks=[callback],
+    )
+    made.train()
+    assert integrated.is_sparse(tmp_path / "checkpoint-12")
+
+
 def test_what_decays_is_what_the_trainer_lets_decay(tmp_path: Path) -> None:
     model = integrated.tiny_bert()
     model.bert.pooler.requires_grad_(False)
