@@ -90,6 +90,27 @@ def test_weights_written_to_are_found_out(tmp_path: Path) -> None:
     assert not (tmp_path / "config.json").exists()
 
 
+def test_where_fsdp2_replaces_the_parameters_the_recipe_comes_after_it() -> None:
+    class Replacing:
+        """As Accelerate with FSDP2: other parameters in the model, and in the groups of the same optimizer."""
+
+        is_fsdp2 = True
+
+        def prepare(self, model: Any, optimizer: Any) -> Any:
+            new = {p: torch.nn.Parameter(p.detach().clone()) for p in model.parameters()}
+            model[0].weight, model[2].weight = (new[model[i].weight] for i in (0, 2))
+            for group in optimizer.param_groups:
+                group["params"] = [new[p] for p in group["params"]]
+            return model, accelerate.optimizer.AcceleratedOptimizer(optimizer, device_placement=False)
+
+    model = tiny.net()
+    optimizer = nmstep.AdamW(model.parameters(), lr=1e-2)
+    sparsifier, model, optimizer = prepare(Replacing(), model, optimizer, recipe=nmstep.SRSTE("2:4"))
+    tiny.steps(model, optimizer, 3)
+    assert sparsifier.step == 3
+    assert integrated.most_kept(model[0].weight) == 2
+
+
 def test_an_optimizer_that_is_prepared_already_is_refused() -> None:
     accelerator, _, model, optimizer = start()
     with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):

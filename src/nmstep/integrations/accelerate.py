@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nmstep.deploy.exporting import is_pretrained
+from nmstep.integrations.attached import unwrapped
 from nmstep.integrations.marking import mark_folder, plan_in_force
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.recipes import Recipe
@@ -48,7 +49,12 @@ def prepare(
         TypeError: ``optimizer`` is prepared already.
         ValueError: as :func:`nmstep.sparsify`.
     """
-    sparsifier = sparsify(model, optimizer, recipe, on_nonfinite=on_nonfinite, trace=trace)
+    settings: dict[str, Any] = {"on_nonfinite": on_nonfinite, "trace": trace}
+    if getattr(accelerator, "is_fsdp2", False):
+        # It puts other parameters into the optimizer, whose state a recipe that starts at step 0 has used by then.
+        prepared = accelerator.prepare(model, optimizer, *others)
+        return (sparsify(prepared[0], unwrapped(prepared[1]), recipe, **settings), *prepared)
+    sparsifier = sparsify(model, optimizer, recipe, **settings)
     return (sparsifier, *accelerator.prepare(model, optimizer, *others))
 
 
