@@ -2,4 +2,9 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("triton") else ["src/nmstep/kernels/gpu/*"]
+_NEEDED = {
+    "triton": "src/nmstep/kernels/gpu/*",
+    "transformers": "src/nmstep/integrations/transformers.py",
+    "lightning": "src/nmstep/integrations/lightning.py",
+}
+collect_ignore_glob = [place for package, place in _NEEDED.items() if not find_spec(package)]

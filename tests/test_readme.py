@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+import integrated
 import nmstep
+from nmstep.tasks.quiet import quiet_transformers
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -27,7 +29,7 @@ def code_blocks() -> list[str]:
 
 
 def test_the_two_lines_in_your_own_loop() -> None:
-    code, _ = code_blocks()
+    code = code_blocks()[0]
     assert "total_steps=10_000" in code
     model = WithLoss(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     names = {"model": model, "loader": [torch.randn(4, 8) for _ in range(6)]}
@@ -38,20 +40,55 @@ def test_the_two_lines_in_your_own_loop() -> None:
 def test_packing_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
-    _, code = code_blocks()
-
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-    model = make()
+    code = code_blocks()[-1]
+    model = two_layers()
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:4"))
-    names = {"model": model, "MyModel": make, "nmstep": nmstep, "torch": torch}
+    names = {"model": model, "MyModel": two_layers, "nmstep": nmstep, "torch": torch}
     exec(code, names)
     assert names["model"] is not model
     for name, weight in model.state_dict().items():
         assert torch.equal(names["model"].state_dict()[name], weight)
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def test_with_transformers_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    model = integrated.tiny_bert()
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=4, save_steps=4, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    names = {"model": model, "args": args, "train_dataset": integrated.examples(), "nmstep": nmstep}
+    with quiet_transformers(transformers):
+        exec(code_blocks()[1], {**names, "Trainer": transformers.Trainer})
+    assert integrated.is_sparse(tmp_path / "checkpoint-4")
+
+
+def test_with_lightning() -> None:
+    lightning = pytest.importorskip("lightning")
+    names = {"nmstep": nmstep, "lightning": lightning}
+    exec(code_blocks()[2], names)
+    assert names["trainer"].max_steps == 10_000
+    assert any(type(c).__name__ == "SparsityCallback" for c in names["trainer"].callbacks)
+
+
+def test_with_accelerate() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = two_layers()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 8)))
+    names = {
+        "model": model,
+        "optimizer": nmstep.AdamW(model.parameters()),
+        "nmstep": nmstep,
+        "loader": loader,
+    }
+    exec(code_blocks()[3], {**names, "accelerator": accelerate.Accelerator(cpu=True)})
+    assert float((model[0].weight != 0).float().mean()) == 0.5
 
 
 def test_every_command_of_the_readme_is_one() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
@@ -12,9 +14,26 @@ from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 
-__all__ = ["ATTACHED", "check_arguments", "what_must_agree"]
+__all__ = ["ATTACHED", "check_arguments", "what_must_agree", "wrapped_by"]
 
 ATTACHED = "_nmstep_sparsifier"  # the attribute by which an optimizer knows its sparsifier
+_HOOKS = "_optimizer_step_pre_hooks"
+
+
+def wrapped_by(optimizer: Any) -> Any:
+    """Returns the optimizer that a wrapper such as Accelerate's or Lightning's holds, or None where it is none.
+
+    An optimizer that has hooks of its own beside an inner one, such as a Lookahead, is no wrapper.
+    """
+    hooks = getattr(optimizer, _HOOKS, None)
+    for name in ("optimizer", "_optimizer"):
+        inner = getattr(optimizer, name, None)
+        if isinstance(inner, Optimizer) and inner is not optimizer:
+            own = (
+                isinstance(optimizer, Optimizer) and hooks is not None and hooks is not getattr(inner, _HOOKS)
+            )
+            return None if own else inner
+    return None
 
 
 def check_arguments(model: nn.Module, optimizer: Optimizer, recipe: Recipe, on_nonfinite: str) -> None:
@@ -27,6 +46,13 @@ def check_arguments(model: nn.Module, optimizer: Optimizer, recipe: Recipe, on_n
     kind = type(optimizer).__name__
     if on_nonfinite not in ("raise", "skip", "ignore"):
         raise ValueError(f"on_nonfinite={on_nonfinite!r}: expected 'raise', 'skip' or 'ignore'")
+    inner = wrapped_by(optimizer)
+    if inner is not None:
+        # Such a wrapper runs none of the hooks that are registered with it, so the recipe would do nothing.
+        raise TypeError(
+            f"sparsify takes a torch.optim.Optimizer itself, got {kind} around {type(inner).__name__}; call "
+            f"sparsify before the trainer wraps the optimizer, or pass the wrapper's inner optimizer"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"sparsify takes a torch.optim.Optimizer, got {kind}; pass a wrapper's inner optimizer"

@@ -1,1 +1,1 @@
-"""Other libraries and nmstep: thin, and imported only where they are used."""
+"""What other libraries need: one file each, which imports its third party by itself."""

@@ -180,7 +180,10 @@ def _in_memory(name: str, tensor: Tensor) -> StoredTensor:
             raise ValueError(
                 f"{name!r} is on the meta device and has no values to verify; load the weights first"
             )
-        return placed_like(tensor, torch.empty(0)) if is_sharded(tensor) else tensor
+        if is_sharded(tensor):
+            return placed_like(tensor, torch.empty(0))
+        # A quantised tensor of another package is verified by the values that it stands for.
+        return tensor.dequantize() if type(tensor).dequantize is not Tensor.dequantize else tensor
 
     strided = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
     storage = (

@@ -1,0 +1,55 @@
+"""Finding the sparsifier of an optimizer, through the wrappers that trainers put around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from nmstep.admission import ATTACHED, wrapped_by
+from nmstep.sparsify import Sparsifier
+
+__all__ = ["find_sparsifier", "sparsifier_of", "unwrapped"]
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Returns the optimizer inside of the wrappers of Accelerate, Lightning and the like, or itself.
+
+    Example:
+        >>> import torch
+        >>> inner = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+        >>> class Wrapper:
+        ...     optimizer = inner
+        >>> unwrapped(Wrapper()) is inner, unwrapped(inner) is inner
+        (True, True)
+    """
+    seen: set[int] = set()
+    while (inner := wrapped_by(optimizer)) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        optimizer = inner
+    return optimizer
+
+
+def find_sparsifier(optimizer: Any) -> Sparsifier | None:
+    """Returns the sparsifier of an optimizer, wrapped or not, or None where it has none."""
+    found = getattr(unwrapped(optimizer), ATTACHED, None)
+    return found if isinstance(found, Sparsifier) else None
+
+
+def sparsifier_of(optimizer: Any, *, needed_by: str, way_out: str) -> Sparsifier:
+    """Returns the sparsifier of an optimizer, wrapped or not.
+
+    Args:
+        optimizer: what a trainer hands out.
+        needed_by: who asks, for the message.
+        way_out: what to do, for the message.
+
+    Raises:
+        ValueError: it has no sparsifier.
+    """
+    found = find_sparsifier(optimizer)
+    if found is None:
+        inner = unwrapped(optimizer)
+        kind = type(inner).__name__ if isinstance(inner, Optimizer) else repr(inner)
+        raise ValueError(f"{needed_by} found no sparsifier on this trainer's optimizer ({kind}): {way_out}")
+    return found

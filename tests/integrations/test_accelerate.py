@@ -1,0 +1,161 @@
+"""Accelerate: one process and two end alike, and its own checkpoints resume to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import integrated
+import nmstep
+import tiny
+from nmstep.integrations.accelerate import prepare, save
+
+accelerate = pytest.importorskip("accelerate")
+
+
+def start(recipe: Any = None) -> tuple[Any, Any, Any, Any]:
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = tiny.net()
+    optimizer = nmstep.AdamW(model.parameters(), lr=1e-2)
+    recipe = recipe or nmstep.STEP("2:4", total_steps=20, switch=nmstep.SwitchAt(4))
+    return (accelerator, *prepare(accelerator, model, optimizer, recipe=recipe))
+
+
+def test_prepared_training_is_that_of_a_loop_of_ones_own() -> None:
+    accelerator, sparsifier, model, optimizer = start()
+    tiny.steps(model, optimizer, 8)
+    twin = tiny.net()
+    other = nmstep.AdamW(twin.parameters(), lr=1e-2)
+    nmstep.sparsify(twin, other, nmstep.STEP("2:4", total_steps=20, switch=nmstep.SwitchAt(4)))
+    tiny.steps(twin, other, 8)
+    assert integrated.same(accelerator.unwrap_model(model), twin)
+    assert (sparsifier.step, sparsifier.switch_step) == (8, 4)
+
+
+@pytest.mark.parametrize("cut", [2, 6])
+def test_save_state_and_load_state_resume_to_the_bit(tmp_path: Path, cut: int) -> None:
+    _, _, whole, optimizer = start()
+    tiny.steps(whole, optimizer, 10)
+    accelerator, _, model, optimizer = start()
+    tiny.steps(model, optimizer, cut)
+    accelerator.save_state(tmp_path)
+    accelerator, sparsifier, model, optimizer = start()
+    accelerator.load_state(tmp_path)
+    assert sparsifier.step == cut
+    tiny.steps(model, optimizer, 10 - cut, first=cut)
+    assert integrated.same(model, whole)
+
+
+def test_a_folder_says_that_it_is_sparse_once_it_is(tmp_path: Path) -> None:
+    accelerator, sparsifier, model, optimizer = start()
+    tiny.steps(model, optimizer, 3)
+    assert not save(accelerator, model, sparsifier, tmp_path / "dense")
+    assert not (tmp_path / "dense" / "config.json").exists()
+    tiny.steps(model, optimizer, 3, first=3)
+    assert save(accelerator, model, sparsifier, tmp_path / "sparse")
+    assert nmstep.verify(tmp_path / "sparse").ok
+    sparsifier.finalize()
+    assert save(accelerator, model, sparsifier, tmp_path / "final")
+    entries = json.loads((tmp_path / "final" / "config.json").read_text())["nm_sparsity"]["entries"]
+    assert [entry["pattern"] for entry in entries] == ["2:4", "2:4"]
+
+
+def test_a_schedule_on_its_way_is_named_as_far_as_it_is(tmp_path: Path) -> None:
+    accelerator, sparsifier, model, optimizer = start(nmstep.DecayingMask("1:4", dense_steps=1, interval=100))
+    tiny.steps(model, optimizer, 3)
+    assert save(accelerator, model, sparsifier, tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())["nm_sparsity"]["entries"]
+    assert [entry["pattern"] for entry in entries] == ["3:4", "3:4"]
+
+
+def test_a_recipe_without_masks_marks_nothing(tmp_path: Path) -> None:
+    accelerator, sparsifier, model, optimizer = start(nmstep.Dense())
+    tiny.steps(model, optimizer, 1)
+    assert not save(accelerator, model, sparsifier, tmp_path)
+
+
+def test_weights_written_to_are_found_out(tmp_path: Path) -> None:
+    accelerator, sparsifier, model, optimizer = start()
+    tiny.steps(model, optimizer, 6)
+    model[0].weight.data[1, 4:8] = 1.0
+    with pytest.raises(nmstep.NotSparseError, match=r"0.weight.*\[1, 4:8\]"):
+        save(accelerator, model, sparsifier, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_where_fsdp2_replaces_the_parameters_the_recipe_comes_after_it() -> None:
+    class Replacing:
+        """As Accelerate with FSDP2: other parameters in the model, and in the groups of the same optimizer."""
+
+        is_fsdp2 = True
+
+        def prepare(self, model: Any, optimizer: Any) -> Any:
+            new = {p: torch.nn.Parameter(p.detach().clone()) for p in model.parameters()}
+            model[0].weight, model[2].weight = (new[model[i].weight] for i in (0, 2))
+            for group in optimizer.param_groups:
+                group["params"] = [new[p] for p in group["params"]]
+            return model, accelerate.optimizer.AcceleratedOptimizer(optimizer, device_placement=False)
+
+    model = tiny.net()
+    optimizer = nmstep.AdamW(model.parameters(), lr=1e-2)
+    sparsifier, model, optimizer = prepare(Replacing(), model, optimizer, recipe=nmstep.SRSTE("2:4"))
+    tiny.steps(model, optimizer, 3)
+    assert sparsifier.step == 3
+    assert integrated.most_kept(model[0].weight) == 2
+
+
+def test_an_optimizer_that_is_prepared_already_is_refused() -> None:
+    accelerator, _, model, optimizer = start()
+    with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):
+        prepare(accelerator, model, optimizer, recipe=nmstep.SRSTE("2:4"))
+    with pytest.raises(ValueError, match="has a sparsifier already"):
+        prepare(accelerator, model, optimizer.optimizer, recipe=nmstep.SRSTE("2:4"))
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """What one process ends with, and two."""
+    pytest.importorskip("transformers")
+    import launched as script
+
+    folder = tmp_path_factory.mktemp("launched")
+    # --cpu would start one process: it knows no other way to several than MPI.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", script.__file__, str(folder), "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = sorted(folder.glob("rank*.pt"))
+    return folder, script.run(folder / "one", 8), [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("kind", ["loop", "trainer"])
+def test_two_processes_end_where_one_does(launched: Any, kind: str) -> None:
+    _, alone, (first, second) = launched
+    assert {r[kind]["switch_step"] for r in (alone, first, second)} == {alone[kind]["switch_step"]}
+    assert alone[kind]["switch_step"] is not None
+    assert alone[kind]["step"] == first[kind]["step"] == {"loop": 12, "trainer": 8}[kind]
+    for name, weight in alone[kind]["weights"].items():
+        assert torch.equal(first[kind]["weights"][name], second[kind]["weights"][name])
+        torch.testing.assert_close(first[kind]["weights"][name], weight, atol=2e-5, rtol=1e-4)
+        if name.startswith(integrated.ENCODER) and weight.dim() == 2:
+            assert torch.equal(first[kind]["weights"][name] != 0, weight != 0)
+            assert integrated.most_kept(weight) == 2
+
+
+def test_of_two_processes_the_main_one_writes(launched: Any) -> None:
+    folder, _, (first, second) = launched
+    assert (first["loop"]["marked"], second["loop"]["marked"]) == (True, False)
+    for place in (folder / "loop", folder / "trainer" / "checkpoint-8"):
+        assert integrated.is_sparse(place)
+        assert nmstep.verify(place).ok
+    lines = (folder / "trainer" / "nm_trace.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
