@@ -39,8 +39,9 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Source", "notes_style"), ("Deviation", "notes_style")]
 napoleon_use_ivar = True
 
-# A page that is not written yet is missing from a list; it breaks no build.
-suppress_warnings = ["toc.empty_glob"]
+# Pages of docs/ that stand elsewhere in the contents; every other one is a guide.
+PLACED = ["index", "quickstart", "concepts", "coming-from", "export", "experiments"]
+PLACED += ["performance", "tour", "design-notes"]
 # Builds are offline, so other projects' types are no links; neither is what is not public.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|os|collections|pathlib|typing|matplotlib|numpy)\..*"),
@@ -55,8 +56,11 @@ def keep_colons(_app: Any, what: str, _name: str, _value: Any, _options: Any, li
         lines[0] = f": {lines[0]}"
 
 
-def list_results(_app: Any, name: str, source: list[str]) -> None:
-    """Puts the pages of results below their table, whose file is also read where there is no Sphinx."""
+def list_pages(_app: Any, name: str, source: list[str]) -> None:
+    """Adds contents that follow from the folder: guides beside the other pages, and the pages of results."""
+    if name == "guides/index":
+        guides = sorted(page.stem for page in HERE.glob("*.md") if page.stem not in PLACED)
+        source[0] = source[0].replace("own-loop\n", "own-loop\n" + "".join(f"../{g}\n" for g in guides))
     if name == "results/README":
         pages = "digits\noverhead\ntable*/index\nfig*/index\ntheorem*/index"
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{pages}\n```\n"
@@ -64,5 +68,5 @@ def list_results(_app: Any, name: str, source: list[str]) -> None:
 
 def setup(app: Any) -> None:
     """Registers what is done to single pages."""
-    app.connect("source-read", list_results)
+    app.connect("source-read", list_pages)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon

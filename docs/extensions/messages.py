@@ -1,4 +1,4 @@
-"""Every message of the package: what `raise` and `warnings.warn` say, read from the source."""
+"""Every message of the package: what errors and warnings say, read from the source."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ def tidied(text: str) -> str:
     return re.sub(r"(…\s*)+…", "…", " ".join(text.split()))
 
 
-def _said(node: ast.AST) -> tuple[str, ast.expr] | None:
-    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-        return ast.unparse(node.exc.func), node.exc.args[0]
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
-        return "UserWarning", node.args[0]
-    return None
+def _said(node: ast.AST) -> tuple[str, str] | None:
+    """Returns the kind and the text of an error that is made here, or of a warning."""
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    kind = "UserWarning" if called == "warnings.warn" else called
+    if not re.fullmatch(r"[A-Z][A-Za-z.]*(Error|Warning)|pickle\.UnpicklingError", kind):
+        return None
+    texts = (tidied(template(argument)) for argument in node.args)
+    return next(((kind, text) for text in texts if text.strip("… :;")), None)
 
 
 def messages() -> Iterator[Message]:
@@ -57,9 +61,9 @@ def messages() -> Iterator[Message]:
         inside = path.relative_to(SOURCE)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             said = _said(node)
-            text = "" if said is None else tidied(template(said[1]))
-            if said is not None and text.strip("… :"):
-                yield Message(inside.parts[0].removesuffix(".py"), said[0], text, f"{inside}:{node.lineno}")
+            if said is not None:
+                place = f"{inside}:{node.lineno}"  # type: ignore[attr-defined]
+                yield Message(inside.parts[0].removesuffix(".py"), *said, place)
 
 
 class Messages(SphinxDirective):
