@@ -5,30 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 
 
-def _mathml(node: nodes.Node, *, block: bool) -> str:
+def _mathml(node: nodes.Node, display: str) -> str:
+    formula = node.astext()
     try:
-        return tex2mathml(node.astext(), as_block=block)
-    except MathError as error:
-        LOGGER.warning("cannot read the formula %r: %s", node.astext(), error, location=node)
+        written = convert(formula, display=display)
+    except Exception as error:  # whatever it does not understand
+        LOGGER.warning("cannot read the formula %r: %r", formula, error, location=node)
         return ""
+    if "\\" in written:
+        LOGGER.warning("the formula %r has an unknown command", formula, location=node)
+    # A norm's bars are as high as what is in them, not as the fraction beside them.
+    return written.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
 
 
 def visit_inline(writer: Any, node: nodes.math) -> None:
     """Writes a formula in a line."""
-    writer.body.append(_mathml(node, block=False))
+    writer.body.append(_mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def visit_block(writer: Any, node: nodes.math_block) -> None:
     """Writes a formula on its own."""
-    writer.body.append(f'<div class="math">{_mathml(node, block=True)}</div>')
+    writer.body.append(f'<div class="math">{_mathml(node, "block")}</div>')
     raise nodes.SkipNode
 
 

@@ -34,11 +34,7 @@ def pattern(quote: str) -> re.Pattern[str]:
 
 @pytest.fixture(scope="module")
 def said() -> list[tuple[str, str]]:
-    return [
-        (f"{m.place}: {m.text}", m.text)
-        for m in messages()
-        if m.room not in LISTED | {"__init__"}
-    ]
+    return [(f"{m.place}: {m.text}", m.text) for m in messages() if m.room not in LISTED | {"__init__"}]
 
 
 def test_the_scanner_reads_what_is_said() -> None:
