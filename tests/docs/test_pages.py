@@ -21,8 +21,13 @@ NEEDS = {"onnx": "nmstep.export_onnx", "safetensors": "nmstep.save_packed"}
 
 
 def code_of(page: Path) -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return "\n".join(blocks)
+    """The page's Python, without blocks below a comment that says so."""
+    blocks = re.findall(
+        r"(^<!-- not run -->\n)?^```python\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    return "\n".join(code for left_out, code in blocks if not left_out)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS)) for page in PAGES])
