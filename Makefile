@@ -6,7 +6,7 @@ RUNS ?= runs
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check docs bench format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,10 +26,14 @@ demo: setup ## dense, ASP, SR-STE and STEP at 1:16 on real digits, 3 seeds: tabl
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --quiet
 
-check: setup ## format, lint, types
+check: setup ## format, lint, types, and the pages of docs/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+docs: setup ## the pages of docs/, to build/docs, warnings as errors
+	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 bench: setup ## step, mask, iteration and memory against torch's AdamW; nothing else should be running
 	$(BIN)/python benchmarks/run.py

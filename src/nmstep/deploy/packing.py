@@ -53,7 +53,7 @@ def pack(
         dtype: to hold the values in: float32, bfloat16, float16, or int8 with a scale for each row of outputs;
             each layer's own by default.
         fallback: False to run every layer packed, also where torch's dense one is faster; see
-            :attr:`PackedLayer.dense_from`.
+            :attr:`.PackedLayer.dense_from`.
 
     Raises:
         NotSparseError: a layer is not N:M; the message names its first group that is not.

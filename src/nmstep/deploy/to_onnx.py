@@ -75,7 +75,7 @@ def export_onnx(
         pattern: N kept of M; without pattern and plan, zeros show what each layer has.
         plan: a pattern for each layer.
         dynamic_batch: whether the file takes batches of any size; outputs are then compared at several.
-        tolerance: on the difference of outputs, as :attr:`ExportedOnnx.difference` has it; 0.0001 by default,
+        tolerance: on the difference of outputs, as ``ExportedOnnx.difference`` has it; 0.0001 by default,
             and 0.01 with weights in float16.
 
     Raises:
