@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from soak import company, damage, disks, kills
+from soak.calls import TARGETS, fuzz
 from soak.children import warm_up
 from soak.rows import Row, failed, table
 from soak.runs import CONFIGS, Whole, undisturbed
@@ -56,7 +57,21 @@ def _damage(wholes: list[Whole], folder: Path, chance: random.Random, scale: flo
     ]
 
 
-PARTS: dict[str, Part] = {"kills": _kills, "disks": _disks, "company": _company, "damage": _damage}
+def _calls(_wholes: list[Whole], _folder: Path, chance: random.Random, scale: float) -> list[Row]:
+    start = chance.randrange(2**32)
+    return [
+        fuzz(name, cases, check, count=_many(count, scale), start=start)
+        for name, cases, check, count in TARGETS
+    ]
+
+
+PARTS: dict[str, Part] = {
+    "kills": _kills,
+    "disks": _disks,
+    "company": _company,
+    "damage": _damage,
+    "calls": _calls,
+}
 
 
 def main() -> int:
@@ -71,7 +86,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-")) if arguments.folder is None else arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)  # a process without rights looks into it
-    wholes = [undisturbed(config, folder / f"whole-{name}") for name, config in CONFIGS.items()]
+    wholes = []
+    if set(arguments.parts) != {"calls"}:
+        wholes = [undisturbed(config, folder / f"whole-{name}") for name, config in CONFIGS.items()]
     rows: list[Row] = []
     for name in arguments.parts:
         rows += PARTS[name](wholes, folder, random.Random(f"{arguments.seed} {name}"), arguments.scale)
