@@ -78,6 +78,9 @@ def main() -> int:
     """Runs the parts that were asked for, and returns the exit status: 1 if anything did not hold."""
     flags = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
     flags.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="all by default")
+    flags.add_argument(
+        "--runs", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="which; all by default"
+    )
     flags.add_argument("--scale", type=float, default=1.0, help="share of the full number of cases")
     flags.add_argument("--seed", type=int, default=0, help="of all that is random")
     flags.add_argument("--folder", type=Path, help="a new one for the runs; a temporary one by default")
@@ -88,7 +91,7 @@ def main() -> int:
     folder.chmod(0o755)  # a process without rights looks into it
     wholes = []
     if set(arguments.parts) != {"calls"}:
-        wholes = [undisturbed(config, folder / f"whole-{name}") for name, config in CONFIGS.items()]
+        wholes = [undisturbed(CONFIGS[name], folder / f"whole-{name}") for name in arguments.runs]
     rows: list[Row] = []
     for name in arguments.parts:
         rows += PARTS[name](wholes, folder, random.Random(f"{arguments.seed} {name}"), arguments.scale)

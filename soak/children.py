@@ -145,20 +145,32 @@ def train(
 
 def _tell(board: Board) -> None:
     """Makes the run of this process say where it is."""
-    go, step = runner._Run.go, Training.train_step
+    go, head, step = runner._Run.go, runner._Run._write_head, Training.train_step
+    save = checkpoint.save
 
     def said_go(self: runner._Run) -> dict[str, Any]:
-        board.note(self.training.step, is_sparse=self.training.sparsifier.phase == "sparse")
+        board.note(0, is_sparse=False)
         return go(self)
+
+    def said_head(self: runner._Run) -> None:
+        training = self.training  # has taken what the folder held
+        board.begin(training.step, is_sparse=training.sparsifier.phase == "sparse")
+        with board.saying(Writing.HEAD):
+            head(self)
+
+    def said_save(folder: Path, state: dict[str, Any], *, step: int) -> None:
+        save(folder, state, step=step)
+        board.note_saved()
 
     def said_step(self: Training) -> torch.Tensor:
         loss = step(self)
         board.note(self.step, is_sparse=self.sparsifier.phase == "sparse")
         return loss
 
-    runner._Run.go, Training.train_step = said_go, said_step  # type: ignore[method-assign]
+    runner._Run.go, runner._Run._write_head = said_go, said_head  # type: ignore[method-assign]
+    Training.train_step = said_step  # type: ignore[method-assign]
+    checkpoint.save = said_save
     _tell_writes(board, MetricsLog, "write", Writing.METRICS)
-    _tell_writes(board, runner._Run, "_write_head", Writing.HEAD)
     _tell_writes(board, checkpoint, "write_atomically", Writing.CHECKPOINT)
     _tell_writes(board, checkpoint, "write_json", Writing.POINTER)
     _tell_writes(board, runner, "save_weights", Writing.WEIGHTS)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soak.board import Board
 from soak.children import Child, Outcome, train
 from soak.rows import Row, attempt, timed
-from soak.runs import STEPS, Whole, differences
+from soak.runs import STEPS, Whole, resumed
 
 __all__ = ["failing_calls", "file_limits", "read_only", "small_disks"]
 
@@ -60,13 +61,6 @@ def _refused(outcome: Outcome, *numbers: int) -> list[str]:
     return [] if told and is_os_error else [f"told badly: {kind}: {message}"]
 
 
-def _resumed(whole: Whole, place: Path) -> list[str]:
-    outcome = train(whole.config, place).outcome()
-    if outcome.error is not None:
-        return [f"could not be resumed: {', '.join(outcome.error)}"]
-    return differences(place, whole.folder)
-
-
 def small_disks(wholes: list[Whole], folder: Path, *, count: int, chance: random.Random) -> Row:
     """Trains on disks too small for the run, makes room, and resumes; needs the right to mount."""
     row = Row("full disk (a small file system), then room")
@@ -78,9 +72,10 @@ def small_disks(wholes: list[Whole], folder: Path, *, count: int, chance: random
 
             def check(size: str = size) -> list[str]:
                 with _mounted(place, size):
-                    wrong = _refused(train(whole.config, place).outcome(), errno.ENOSPC)
+                    child = train(whole.config, place)
+                    wrong = _refused(child.outcome(), errno.ENOSPC)
                     _remount(place, f"size={_PLENTY}")
-                    return wrong + _resumed(whole, place)
+                    return wrong + resumed(whole, place, child.board)
 
             try:
                 attempt(row, f"{size} of {needed}k", check)
@@ -100,8 +95,9 @@ def file_limits(wholes: list[Whole], folder: Path, *, count: int, chance: random
             limit = round(most ** chance.uniform(0.3, 0.999))
 
             def check(whole: Whole = whole, place: Path = place, limit: int = limit) -> list[str]:
-                wrong = _refused(train(whole.config, place, before=_limit(limit)).outcome(), errno.EFBIG)
-                return _cleared(wrong + _resumed(whole, place), place)
+                child = train(whole.config, place, before=_limit(limit))
+                wrong = _refused(child.outcome(), errno.EFBIG)
+                return _cleared(wrong + resumed(whole, place, child.board), place)
 
             attempt(row, f"{limit:,} bytes", check)
     return row
@@ -122,8 +118,9 @@ def failing_calls(wholes: list[Whole], folder: Path, *, count: int, chance: rand
             def check(
                 whole: Whole = whole, place: Path = place, name: str = name, number: int = number
             ) -> list[str]:
-                outcome = train(whole.config, place, before=lambda: _fail(name, number)).outcome()
-                return _cleared(_refused(outcome, errno.ENOSPC) + _resumed(whole, place), place)
+                child = train(whole.config, place, before=lambda: _fail(name, number))
+                wrong = _refused(child.outcome(), errno.ENOSPC)
+                return _cleared(wrong + resumed(whole, place, child.board), place)
 
             attempt(row, f"{name} number {number}", check)
     return row
@@ -190,7 +187,7 @@ def _locked(
     )
     wrong += [] if _contents(place) == before else ["something was changed all the same"]
     unlock()
-    wrong += _resumed(whole, place)
+    wrong += resumed(whole, place, Board() if child is None else child.board)
     lock()
     again = train(whole.config, place, before=_be_nobody).outcome()
     wrong += [] if again.error is None else [f"a finished run could not be read: {again.error[1]}"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from soak.board import Board, Writing
 from soak.children import train
 from soak.rows import Row, attempt, timed
-from soak.runs import STEPS, Whole, differences
+from soak.runs import STEPS, Whole, resumed
 
 __all__ = ["kill_once", "kill_repeatedly"]
 
@@ -123,7 +123,7 @@ def kill_once(wholes: list[Whole], folder: Path, *, count: int, chance: random.R
             def check(whole: Whole = whole, aim: str = aim, place: Path = place) -> list[str]:
                 board = _kill(whole, place, aim, chance)
                 hits.count(board, whole, place)
-                return _end(whole, place)
+                return _end(whole, place, board)
 
             attempt(row, f"{whole.config.recipe}, {aim}, number {i}", check)
     row.notes += hits.notes()
@@ -144,12 +144,9 @@ def _kill(whole: Whole, place: Path, aim: str, chance: random.Random) -> Board:
     raise TimeoutError(f"no run could be killed at {aim}")
 
 
-def _end(whole: Whole, place: Path) -> list[str]:
+def _end(whole: Whole, place: Path, killed: Board) -> list[str]:
     """Resumes a run to its end, and returns what is wrong with it; a good one is removed."""
-    outcome = train(whole.config, place).outcome()
-    if outcome.error is not None:
-        return [f"could not be resumed: {': '.join(outcome.error)}"]
-    wrong = differences(place, whole.folder) + [f"warned: {text}" for text in outcome.warnings]
+    wrong = resumed(whole, place, killed)
     if not wrong:
         shutil.rmtree(place)
     return wrong
@@ -165,6 +162,7 @@ def kill_repeatedly(
             whole, place = wholes[i % len(wholes)], folder / f"chain-{i}"
 
             def check(whole: Whole = whole, place: Path = place) -> list[str]:
+                last = Board()
                 for number in range(kills):
                     child = train(whole.config, place)
                     # Beyond the checkpoint that the last resumption left, so that the run gets on.
@@ -174,7 +172,11 @@ def kill_repeatedly(
                         child.kill()
                     if child.outcome().killed:
                         hits.count(child.board, whole, place)
-                return _end(whole, place)
+                    if child.board.first >= 0:
+                        if child.board.first < last.saved:
+                            return [f"went on from step {child.board.first}, though {last.saved} were saved"]
+                        last = child.board
+                return _end(whole, place, last)
 
             attempt(row, f"{whole.config.recipe}, number {i}", check)
     row.notes += hits.notes()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from nmstep.experiments import RecipeOptions, RunConfig
+from soak.board import Board
 from soak.children import train
 
-__all__ = ["CONFIGS", "STEPS", "Whole", "differences", "undisturbed"]
+__all__ = ["CONFIGS", "STEPS", "Whole", "differences", "resumed", "undisturbed"]
 
 STEPS = 60
 _STEP = RunConfig(
@@ -66,6 +67,24 @@ def undisturbed(config: RunConfig, folder: Path) -> Whole:
         raise RuntimeError(f"the undisturbed run failed: {outcome.error}")
     result = outcome.value
     return Whole(config, folder, result["switch_step"], result["step_ms"] / 1000, child.board.seconds_to_save)
+
+
+def resumed(whole: Whole, folder: Path, stopped: Board) -> list[str]:
+    """Resumes a run to its end, and returns what is wrong: with the end, or with where it went on from.
+
+    Args:
+        whole: the run that nothing disturbed.
+        folder: of the disturbed one.
+        stopped: where that one was last.
+    """
+    child = train(whole.config, folder)
+    outcome = child.outcome()
+    if outcome.error is not None:
+        return [f"could not be resumed: {': '.join(outcome.error)}"]
+    wrong = differences(folder, whole.folder) + [f"warned: {text}" for text in outcome.warnings]
+    if 0 <= child.board.first < stopped.saved:
+        wrong.append(f"went on from step {child.board.first}, though {stopped.saved} were saved")
+    return wrong
 
 
 def differences(folder: Path, whole: Path) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import pickle
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from soak.calls.verifying import linears
 
 __all__ = ["check_damaged", "damaged_cases"]
 
-_KINDS = ("packed", "safetensors", "checkpoint", "old checkpoint", "plan", "config", "json", "pickle")
+_KINDS = ("packed", "safetensors", "checkpoint", "old checkpoint", "onnx", "plan", "config", "json", "pickle")
+_ENDINGS = {"packed": ".safetensors", "safetensors": ".safetensors", "onnx": ".onnx"}
+_ENDINGS |= dict.fromkeys(("plan", "config", "json"), ".json")
 damaged_cases = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(_KINDS),
+        "kind": st.sampled_from([*_KINDS, "packed"]),
         "seed": st.integers(0, 2**31),
-        "changes": st.integers(1, 4),
+        "changes": st.sampled_from([1, 1, 2, 4]),
         "early": st.booleans(),
     }
 )
@@ -47,13 +50,15 @@ def _whole(kind: str) -> bytes:
     model = _model()
     for i, layer in enumerate(linears(model)):
         values = oracles.tensor(i, tuple(layer.weight.shape)).float()
-        layer.weight.data.copy_(values * oracles.masked(values, 2, 4, 1))
-    plan = nmstep.plan(model, "2:4")
+        layer.weight.data.copy_(values * oracles.masked(values, 2, 8, 1))
+    plan = nmstep.plan(model, "2:8")
     held = io.BytesIO()
     match kind:
         case "packed":
             with tempfile.TemporaryDirectory() as folder:
-                nmstep.save_packed(nmstep.pack(model), Path(folder) / "x.safetensors")
+                # Narrow values, so that places are a good part of the file.
+                packed = nmstep.pack(model, dtype=torch.bfloat16)
+                nmstep.save_packed(packed, Path(folder) / "x.safetensors")
                 return (Path(folder) / "x.safetensors").read_bytes()
         case "safetensors":
             from safetensors.torch import save
@@ -63,6 +68,8 @@ def _whole(kind: str) -> bytes:
             state = {"model": model.state_dict(), "nm_sparsity": plan.to_dict()}
             torch.save(state, held, _use_new_zipfile_serialization=kind == "checkpoint")
             return held.getvalue()
+        case "onnx":
+            return _onnx(model, json.dumps(plan.to_dict()))
         case "plan":
             return json.dumps(plan.to_dict()).encode()
         case "pickle":
@@ -72,13 +79,32 @@ def _whole(kind: str) -> bytes:
             return json.dumps(RunConfig(pattern="2:4").to_dict()).encode()
 
 
+def _onnx(model: nn.Sequential, plan: str) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    names, weights = zip(*model.named_parameters(), strict=True)
+    held = [
+        numpy_helper.from_array(weight.detach().numpy(), name)
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    nodes = [helper.make_node("Gemm", ["x", "0.weight", "0.bias"], ["h"], transB=1)]
+    nodes.append(helper.make_node("Gemm", ["h", "1.weight"], ["y"], transB=1))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 32), ("y", 16))
+    ]
+    made = helper.make_model(helper.make_graph(nodes, "soak", ends[:1], ends[1:], held))
+    helper.set_model_props(made, {"nm_sparsity": plan})
+    return bytes(made.SerializeToString())
+
+
 def _damaged(data: bytes, seed: int, changes: int, early: bool) -> bytes:
     """Returns the bytes with some flipped, cut, doubled, or put elsewhere."""
     chance, damaged = random.Random(seed), bytearray(data)
     for _ in range(changes):
         most = max(1, min(len(damaged), 1500) if early else len(damaged))
         place, length = chance.randrange(most), chance.randrange(1, 9)
-        match chance.randrange(7):
+        match chance.randrange(10):
             case 0:
                 del damaged[place:]
             case 1:
@@ -104,13 +130,12 @@ def check_damaged(case: dict[str, Any]) -> None:
     kind = case["kind"]
     data = _damaged(_whole(kind), case["seed"], case["changes"], case["early"])
     with tempfile.TemporaryDirectory() as folder:
-        ending = {"packed": ".safetensors", "safetensors": ".safetensors", "plan": ".json", "json": ".json"}
-        path = Path(folder) / f"x{ending.get(kind, '.json' if kind == 'config' else '.pt')}"
+        path = Path(folder) / f"x{_ENDINGS.get(kind, '.pt')}"
         path.write_bytes(data)
         match kind:
             case "packed":
                 _check_packed(path)
-            case "safetensors" | "checkpoint" | "old checkpoint":
+            case "safetensors" | "checkpoint" | "old checkpoint" | "onnx":
                 outcome = call(nmstep.verify, path)
                 if isinstance(outcome, Answer):
                     _check_report(outcome.value, path)
@@ -127,28 +152,45 @@ def check_damaged(case: dict[str, Any]) -> None:
 
 
 def _check_packed(path: Path) -> None:
-    """Reads a packed file; what is read runs, and is what its patterns say."""
-    outcome = call(nmstep.load_packed, path, _model())
+    """Reads a packed file; what is read is what its patterns say, and computes what its dense weights do."""
+    outcome = call(nmstep.load_packed, path, _model(), fallback=False)
     if not isinstance(outcome, Answer):
         return
-    packed = outcome.value
-    outputs = packed(torch.ones(3, 32, dtype=packed[0].bias.dtype))
-    assert outputs.shape == (3, 16), "an output of another shape"
-    for layer, dense in zip(packed, linears(nmstep.unpack(packed)), strict=True):
+    packed, dense_model = outcome.value, nmstep.unpack(outcome.value)
+    for layer, dense in zip(packed, linears(dense_model), strict=True):
+        x = torch.ones(3, dense.in_features)
+        ours, bias = layer(x).double(), 0 if dense.bias is None else dense.bias.double()
+        theirs = x.double() @ dense.weight.double().t() + bias
+        near = 1e-2 * (1 + dense.weight.double().abs().sum(1)) + 1e-2 * abs(bias)
+        assert ours.shape == theirs.shape, "an output of another shape"
+        wrong = ((ours - theirs).abs() > near) & theirs.isfinite() & ours.isfinite()
+        assert not bool(wrong.any()), "an output that is not the weights'"
         pattern = getattr(layer, "pattern", NMPattern(1, 1))
         assert oracles.complies(dense.weight, pattern.n, pattern.m, 1), "not N:M"
 
 
 def _check_report(report: nmstep.VerifyReport, path: Path) -> None:
-    """Reads the same file by its own library, and counts."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, weights_only=True)["model"]
+    """Reads what was found to comply by the library of its format, and counts."""
+    read = _reader(path)
     for found in report.tensors:
         if found.status == "ok":
             assert found.pattern is not None
-            weight, dim = tensors[found.name], found.dim or 0
+            weight, dim = read(found.name), found.dim or 0
             assert oracles.complies(weight, found.pattern.n, found.pattern.m, dim), f"{found.name} is not N:M"
+
+
+def _reader(path: Path) -> Callable[[str], torch.Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path).__getitem__
+    if path.suffix == ".onnx":
+        import onnx
+
+        held = {t.name: t for t in onnx.load(path).graph.initializer}
+        return lambda name: torch.from_numpy(onnx.numpy_helper.to_array(held[name]).copy())
+    is_archive = path.read_bytes()[:2] == b"PK"
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)[
+        "model"
+    ]
+    return state.__getitem__

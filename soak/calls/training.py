@@ -139,7 +139,7 @@ def check_training(case: dict[str, Any]) -> None:
 
 
 def _check_state(
-    sparsifier: nmstep.Sparsifier, optimizer: nmstep.AdamW, weight: nn.Parameter, paper: _Paper
+    sparsifier: nmstep.Sparsifier, optimizer: nmstep.AdamW, weight: Tensor, paper: _Paper
 ) -> None:
     case, pruned = paper.case, optimizer.state[weight].get("pruned")
     assert sparsifier.phase == ("dense" if paper.mask is None else "sparse"), "another phase"

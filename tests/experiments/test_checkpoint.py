@@ -205,6 +205,24 @@ def test_a_folder_that_cannot_be_written_to_is_told_as_such(number, way_out, tmp
     assert caught.value.filename == str(tmp_path / "result.json")
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, files.Path.replace
+
+    def note_sync(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def note_replace(path, target):
+        done.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(files.os, "fsync", note_sync)
+    monkeypatch.setattr(files.Path, "replace", note_replace)
+    files.write_json(tmp_path / "x.json", {})
+    assert done == ["file", "renamed", "folder"]
+
+
 def test_a_folder_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
     real = os.fsync
 

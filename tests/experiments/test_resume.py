@@ -186,6 +186,16 @@ def test_only_the_last_two_checkpoints_stay(whole):
     ]
 
 
+def test_a_checkpoint_that_a_killed_save_left_is_removed_at_the_end(small, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_in(patched, checkpoint, "remove_older", 6)  # after the last checkpoint
+        with pytest.raises(StoppedError):
+            run(small, tmp_path)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+    resume_and_compare(small, tmp_path, whole)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
 def test_a_finished_run_returns_its_result_at_once(small, whole, monkeypatch):
     stop_at_step(monkeypatch, 0)
     monkeypatch.setattr(runner, "Training", None)

@@ -13,7 +13,7 @@ import torch
 
 from nmstep.files import read_json, write_atomically, write_json
 
-__all__ = ["load_latest", "save"]
+__all__ = ["load_latest", "remove_older", "save"]
 
 _LATEST = "latest.json"
 
@@ -45,7 +45,13 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> None:
     if previous is not None and previous["step"] == step:
         previous = None
     write_json(latest, {**entry, "previous": previous})
-    kept = {name, *([] if previous is None else [previous["file"]])}
+    remove_older(folder)
+
+
+def remove_older(folder: Path) -> None:
+    """Removes the checkpoints that ``latest.json`` does not name: killed before this, a save leaves one more."""
+    record = read_json(folder / _LATEST)
+    kept = {entry["file"] for entry in (record, record["previous"]) if entry is not None}
     for path in folder.glob("checkpoint-*.pt"):
         if path.name not in kept:
             path.unlink()

@@ -199,6 +199,7 @@ class _Run:
         sparse_plan = training.plan if training.is_sparse_recipe else None
         path = self.folder / "model.safetensors"
         save_weights(training.model, path, plan=sparse_plan)
+        checkpoint.remove_older(self.folder)
         result = {
             "metric": training.task.metric,
             "higher_is_better": training.task.higher_is_better,

@@ -129,8 +129,8 @@ def STEP(
 
     Raises:
         TypeError: ``pattern`` or ``switch`` is none.
-        ValueError: the pattern cannot be read, ``total_steps`` is missing where clipping needs it, the switch is at
-            step 0, or a number is out of range.
+        ValueError: the pattern cannot be read, ``total_steps`` is missing where clipping needs it, the switch is
+            at step 0, or a number is out of range.
 
     Source:
         STEP (Lu et al. 2023), Alg. 1 and 2.
