@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -9,7 +10,6 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _PLENTY = "64m"
 _NOBODY = 65534
 
 
-@contextmanager
+@contextlib.contextmanager
 def _mounted(place: Path, size: str) -> Iterator[None]:
     """Puts a file system of this size, in memory, at a new folder.
 
@@ -32,11 +32,13 @@ def _mounted(place: Path, size: str) -> Iterator[None]:
         OSError: this process may not mount, or the system has no such file system.
     """
     place.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={size}", "soak", str(place))
     try:
-        yield
+        _mount("-t", "tmpfs", "-o", f"size={size}", "soak", str(place))
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
     finally:
-        subprocess.run(["umount", str(place)], check=True)
         place.rmdir()
 
 
@@ -44,7 +46,18 @@ def _mount(*arguments: str) -> None:
     try:
         subprocess.run(["mount", *arguments], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
-        raise PermissionError(errno.EPERM, f"cannot mount: {error.stderr.decode().strip()}") from error
+        raise PermissionError(
+            errno.EPERM, f"cannot mount: {error.stderr.decode().partition(chr(10))[0]}"
+        ) from error
+
+
+def _why_no_mounts(folder: Path) -> str:
+    """Returns why this process may not mount, or nothing."""
+    try:
+        with _mounted(folder / "probe", "64k"):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 def _remount(place: Path, option: str) -> None:
@@ -64,6 +77,9 @@ def _refused(outcome: Outcome, *numbers: int) -> list[str]:
 def small_disks(wholes: list[Whole], folder: Path, *, count: int, chance: random.Random) -> Row:
     """Trains on disks too small for the run, makes room, and resumes; needs the right to mount."""
     row = Row("full disk (a small file system), then room")
+    row.skipped = _why_no_mounts(folder)
+    if row.skipped:
+        return row
     whole, place = wholes[0], folder / "disk"
     needed = sum(path.stat().st_size for path in whole.folder.iterdir()) // 1024
     with timed(row):
@@ -77,11 +93,7 @@ def small_disks(wholes: list[Whole], folder: Path, *, count: int, chance: random
                     _remount(place, f"size={_PLENTY}")
                     return wrong + resumed(whole, place, child.board)
 
-            try:
-                attempt(row, f"{size} of {needed}k", check)
-            except OSError as error:
-                row.notes.append(f"not tried: {error}")
-                break
+            attempt(row, f"{size} of {needed}k", check)
     return row
 
 
@@ -164,7 +176,7 @@ def read_only(wholes: list[Whole], folder: Path, *, count: int, chance: random.R
                         whole, place, step, lambda: _remount(place, "ro"), lambda: _remount(place, "rw")
                     )
 
-            if os.geteuid() == 0:
+            if not _why_no_mounts(folder):
                 attempt(row, f"by a read-only mount, from step {step}", by_mount)
     return row
 
@@ -198,7 +210,8 @@ def _locked(
 def _be_nobody() -> None:
     """Gives up the rights of root, to whom the mode of a folder says nothing."""
     if os.geteuid() == 0:
-        os.setuid(_NOBODY)
+        with contextlib.suppress(PermissionError):  # a root that has none of these rights
+            os.setuid(_NOBODY)
 
 
 def _contents(place: Path) -> dict[str, bytes]:

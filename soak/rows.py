@@ -20,6 +20,7 @@ class Row:
         failures: what was wrong, one line each; empty if all held.
         notes: what a reader should know beside the numbers.
         seconds: all of it took.
+        skipped: why nothing was tried; empty where something was to be.
     """
 
     what: str
@@ -27,6 +28,7 @@ class Row:
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: str = ""
 
     def add(self, case: str, problems: Iterable[str]) -> None:
         """Counts one case, which held unless there are problems."""
@@ -55,8 +57,8 @@ def attempt(row: Row, case: str, check: Callable[[], Iterable[str]]) -> None:
 
 
 def failed(rows: Iterable[Row]) -> bool:
-    """Whether anything did not hold, or nothing was tried."""
-    return any(row.failures or not row.tried for row in rows)
+    """Whether anything did not hold, or nothing was tried where it could have been."""
+    return any(row.failures or not (row.tried or row.skipped) for row in rows)
 
 
 def table(rows: list[Row]) -> str:
@@ -82,5 +84,6 @@ def table(rows: list[Row]) -> str:
         held = row.tried - len(row.failures)
         lines.append(f"| {row.what} | {row.tried:,} | {held:,} | {len(row.failures):,} | {row.seconds:.1f} |")
     notes = [f"{row.what}: {note}" for row in rows for note in row.notes]
+    notes += [f"{row.what}: not tried, {row.skipped}" for row in rows if row.skipped]
     wrong = [f"FAILED {row.what}: {failure}" for row in rows for failure in row.failures[:5]]
     return "\n".join([*lines, *([""] if notes or wrong else []), *notes, *wrong])

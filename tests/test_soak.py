@@ -129,5 +129,6 @@ def test_a_run_that_differs_in_one_bit_is_found(finished: tuple[Path, Path]) -> 
 
 def test_nothing_tried_is_no_success() -> None:
     assert failed([Row("nothing")])
-    assert not failed([Row("something", tried=1)])
+    assert not failed([Row("something", tried=1), Row("without the right to", skipped="no mount")])
+    assert table([Row("x", skipped="no mount")]).endswith("x: not tried, no mount")
     assert "| nothing | 0 | 0 | 0 | 0.0 |" in table([Row("nothing")])
