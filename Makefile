@@ -6,7 +6,7 @@ RUNS ?= runs
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench format clean
+.PHONY: help setup demo test check docs bench soak format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,9 @@ docs: setup ## the pages of docs/, to build/docs, warnings as errors
 
 bench: setup ## step, mask, iteration and memory against torch's AdamW; nothing else should be running
 	$(BIN)/python benchmarks/run.py
+
+soak: setup ## runs killed, starved, damaged and shared, and 10,000 generated calls: one table, half an hour at most
+	OMP_NUM_THREADS=1 $(BIN)/python -m soak
 
 format: setup ## reformat and fix what can be fixed
 	$(BIN)/ruff format .

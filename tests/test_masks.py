@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import nmstep
 from nmstep.masks import nm_mask, split_
 
 
@@ -54,6 +55,23 @@ def test_against_brute_force_in_every_dtype(n: int, m: int, dtype: torch.dtype) 
     weight = torch.randn(3, 2 * m).mul(2).round().to(dtype)  # few values, so many ties
     weight[0, 1] = math.nan
     assert torch.equal(nm_mask(weight, f"{n}:{m}"), oracle(weight, n, m, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
+@pytest.mark.parametrize("pattern", ["2:4", "3:16"])
+def test_float8_has_the_mask_of_its_numbers(pattern: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(6, 32).to(dtype)
+    weight[0, 3] = torch.nan
+    assert torch.equal(nm_mask(weight, pattern), nm_mask(weight.double(), pattern))
+
+
+@pytest.mark.parametrize("pattern", [None, 4, b"2:4"])
+def test_what_is_no_pattern_is_a_type_error(pattern: object) -> None:
+    for call in (nm_mask, nmstep.nm_mask):
+        with pytest.raises(TypeError, match="a pattern is a string such as '2:4' or an NMPattern, got"):
+            call(torch.randn(4, 8), pattern)  # type: ignore[operator]
+    with pytest.raises(TypeError, match="a pattern is a string such as '2:4' or an NMPattern, got"):
+        nmstep.plan(torch.nn.Linear(8, 4), pattern)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3, -1])

@@ -162,3 +162,17 @@ def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'nmstep\[onnx\]'"):
         verify(path, "2:4")
+
+
+def test_values_out_of_the_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(4 * 64))
+    (tmp_path / "in").mkdir()
+    tensor = onnx.TensorProto(name="w", dims=[8, 8], data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [], [], [tensor])
+    path = tmp_path / "in" / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(ValueError, match="cannot read 'w' from"):
+        verify(path, "2:4")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -17,9 +20,12 @@ __all__ = [
     "remove_leftovers",
     "replacing",
     "settle",
+    "sha256_of",
     "write_atomically",
     "write_json",
 ]
+
+_BLOCK = 1 << 20
 
 
 @contextmanager
@@ -47,13 +53,18 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise cannot_save(error, path) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
-    _sync_folder(path.parent)
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # on a read-only disk; the error that led here says more
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,11 +135,26 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} is damaged: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+def sha256_of(path: Path, size: int | None = None) -> hashlib._Hash:
+    """Returns the SHA-256 of a file, or of its first ``size`` bytes; more can be added to it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    left = path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -139,9 +165,11 @@ def remove_leftovers(folder: Path) -> None:
 
 def cannot_save(error: OSError, path: Path) -> OSError:
     """Returns an error of the same number that says what could not be saved and what to do."""
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    way_out = "allow writing there" if refused else "make room"
     return OSError(
         error.errno,
-        f"cannot save: {error.strerror or error}; what was saved before is intact, so make room and resume",
+        f"cannot save: {error.strerror or error}; what was saved before is intact, so {way_out} and resume",
         str(path),
     )
 

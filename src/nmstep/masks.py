@@ -24,8 +24,11 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
     pattern = NMPattern.parse(pattern)
     check_groups(weight, pattern, dim, pad)
     mask = torch.zeros_like(weight, dtype=torch.bool)
+    weight = weight.detach()
+    if weight.element_size() == 1:  # most float8 have no infinity, by which NaN is told below, and none sorts
+        weight = weight.float()
     for (values, group_dim), (chosen, _) in zip(
-        group_views(weight.detach(), dim, pattern.m), group_views(mask, dim, pattern.m), strict=True
+        group_views(weight, dim, pattern.m), group_views(mask, dim, pattern.m), strict=True
     ):
         keep = min(pattern.n, values.shape[group_dim])
         choose = _choose_by_rank_ if values.shape[group_dim] <= _FEW else _choose_by_sort_

@@ -54,6 +54,7 @@ def plan(
             dense with a warning, ``"error"`` raises, ``"pad"`` lets its last group be short.
 
     Raises:
+        TypeError: a pattern is none.
         ValueError: a pattern cannot be read; a name matches nothing; a rule needs a ``dim``; M does not
             divide (with ``"error"``); or nothing becomes sparse.
 

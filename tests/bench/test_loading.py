@@ -217,3 +217,14 @@ def test_a_run_of_a_language_task_decodes(tmp_path):
     subject = load_subject(tmp_path / "run")
     assert (subject.decoded, len(patterns(subject))) == (8, 4)
     assert subject.use(3)(subject.packed).shape == (3, 16)
+
+
+@pytest.mark.usefixtures("transformers")
+def test_code_in_a_folder_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    names = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    config = {"model_type": "evil", "architectures": ["Model"], "auto_map": names}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trust_remote_code|contains custom code"):
+        load_subject(tmp_path)
+    assert not (tmp_path / "ran").exists()

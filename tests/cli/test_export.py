@@ -67,6 +67,12 @@ def test_what_is_not_sparse_is_not_exported(nmstep, tmp_path, source):
         metadata = file.metadata()
     tensors["head.weight"][3, 16:32] = 1.0
     save_file(tensors, path, metadata)
+    if source == "r":  # the run knows what it wrote
+        assert (
+            "does not have the hash that result.json beside it records"
+            in nmstep("export", "r", "--out", "e")[2]
+        )
+        (tmp_path / "r" / "result.json").unlink()
     status, _, err = nmstep("export", source, "--out", "e")
     assert status == 2
     assert "'head.weight'" in err

@@ -1,13 +1,16 @@
+import errno
 import json
+import os
 import re
 import resource
+import stat
 
 import pytest
 import torch
 
 from nmstep import files
 from nmstep.experiments import checkpoint, run
-from nmstep.experiments.metrics import MetricsLog
+from nmstep.experiments.metrics import MetricsLog, read_metrics
 
 
 def state(step):
@@ -75,6 +78,26 @@ def test_a_damaged_pointer_is_an_error(text, three):
         checkpoint.load_latest(three)
 
 
+def test_the_one_that_took_a_damaged_ones_place_is_kept(three):
+    damage(three / "checkpoint-3.pt", "flipped")
+    with pytest.warns(UserWarning, match="going on from checkpoint-2.pt"):
+        checkpoint.load_latest(three)
+    checkpoint.save(three, state(4), step=4)
+    damage(three / "checkpoint-4.pt", "flipped")
+    with pytest.warns(UserWarning, match="going on from checkpoint-2.pt"):
+        assert checkpoint.load_latest(three)["step"] == 2
+
+
+def test_a_pointer_never_leads_out_of_its_folder(three, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (three / "checkpoint-3.pt").rename(elsewhere / "checkpoint-3.pt")
+    record = json.loads((three / "latest.json").read_text())
+    record["file"] = str(elsewhere / "checkpoint-3.pt")
+    (three / "latest.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="going on from checkpoint-2.pt"):
+        assert checkpoint.load_latest(three)["step"] == 2
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path):
     run(tiny, tmp_path / "whole")
     run(tiny, tmp_path / "again")
@@ -130,6 +153,87 @@ def test_metrics_shorter_than_the_checkpoint_says_are_an_error(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"has 3 bytes, but had 10 when the checkpoint was written"):
         MetricsLog(tmp_path / "metrics.jsonl", size=10)
+
+
+def test_metrics_that_changed_since_the_checkpoint_are_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write([{"kind": "step", "step": step} for step in (1, 2)])
+    log.close()
+    MetricsLog(path, size=log.size, sha256=log.sha256).close()
+    damage(path, "flipped")
+    with pytest.raises(ValueError, match=r"metrics.jsonl' are not those .*restore the file, or train again"):
+        MetricsLog(path, size=log.size, sha256=log.sha256)
+
+
+def test_a_metrics_file_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"cannot save: Is a directory.*metrics.jsonl"):
+        MetricsLog(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("line", ["{", "3", "{}", "\xff", "[" * 100_000])
+def test_a_damaged_line_of_metrics_is_named(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"kind": "eval"}\n' + line.encode("latin1"))
+    with pytest.raises(ValueError, match=r"line 2 of '.*metrics.jsonl' is damaged"):
+        read_metrics(path, "eval")
+
+
+@pytest.mark.parametrize("text", ["3", "[" * 100_000])
+def test_what_is_no_json_object_is_damaged(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x.json' is damaged"):
+        files.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [(errno.EROFS, "allow writing there and resume"), (errno.ENOSPC, "make room and resume")],
+)
+def test_a_folder_that_cannot_be_written_to_is_told_as_such(number, way_out, tmp_path, monkeypatch):
+    def refuse(_path, *_args, **_named):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("touch", "unlink"):  # on a read-only disk nothing can be removed either
+        monkeypatch.setattr(files.Path, name, refuse)
+    with pytest.raises(
+        OSError, match=f"cannot save: {os.strerror(number)}; what was .* intact, so {way_out}"
+    ) as caught:
+        files.write_json(tmp_path / "result.json", {})
+    assert caught.value.errno == number
+    assert caught.value.filename == str(tmp_path / "result.json")
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, files.Path.replace
+
+    def note_sync(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def note_replace(path, target):
+        done.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(files.os, "fsync", note_sync)
+    monkeypatch.setattr(files.Path, "replace", note_replace)
+    files.write_json(tmp_path / "x.json", {})
+    assert done == ["file", "renamed", "folder"]
+
+
+def test_a_folder_that_cannot_be_synced_is_named(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fail_for_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fail_for_folders)
+    with pytest.raises(OSError, match=r"cannot save: No space left on device; .*x.json"):
+        files.write_json(tmp_path / "x.json", {})
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 
 from nmstep.experiments import RunConfig, checkpoint, run, runner
 from nmstep.experiments.training import Training
+from nmstep.experiments.weights import load_weights
+from nmstep.verify import verify
 
 
 class StoppedError(Exception):
@@ -183,6 +186,16 @@ def test_only_the_last_two_checkpoints_stay(whole):
     ]
 
 
+def test_a_checkpoint_that_a_killed_save_left_is_removed_at_the_end(small, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_in(patched, checkpoint, "remove_older", 6)  # after the last checkpoint
+        with pytest.raises(StoppedError):
+            run(small, tmp_path)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+    resume_and_compare(small, tmp_path, whole)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
 def test_a_finished_run_returns_its_result_at_once(small, whole, monkeypatch):
     stop_at_step(monkeypatch, 0)
     monkeypatch.setattr(runner, "Training", None)
@@ -200,6 +213,47 @@ def test_another_configuration_is_told_by_its_keys(small, whole):
         ValueError, match=r"another configuration: lr is 0.001 there, 0.5 here; seed is 0 there, 5 here"
     ):
         run(other, whole, resume=True)
+
+
+def test_a_configuration_that_appears_meanwhile_is_seen(small, whole, tmp_path, monkeypatch):
+    """Another process may have begun, or finished, a run between a look at the folder and the lock."""
+    only_one = runner.only_one
+
+    def after_another(folder):
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        return only_one(folder)
+
+    monkeypatch.setattr(runner, "only_one", after_another)
+    with pytest.raises(ValueError, match="holds a run of another configuration: seed is 0 there, 5 here"):
+        run(dataclasses.replace(small, seed=5), tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["training", "metrics_sha256"])
+def test_a_checkpoint_of_something_else_is_an_error(lost, small, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "result.json").unlink()
+    state = checkpoint.load_latest(tmp_path)
+    del state[lost]
+    checkpoint.save(tmp_path, state, step=60)
+    with pytest.raises(ValueError, match=f"is whole, but not of this run: KeyError.'{lost}'.*train again in"):
+        run(small, tmp_path, resume=True)
+
+
+def test_final_weights_with_one_wrong_bit_are_found(small, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    assert verify(tmp_path).ok
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    for read in (verify, lambda folder: load_weights(torch.nn.Linear(2, 2), folder)):
+        with pytest.raises(
+            ValueError, match=r"model.safetensors' is damaged, or was changed.*resume the run"
+        ):
+            read(tmp_path)
+    (tmp_path / "result.json").unlink()
+    resume_and_compare(small, tmp_path, whole)
+    assert verify(tmp_path).ok
 
 
 def test_threads_and_checkpoints_may_differ(small, whole):

@@ -155,7 +155,7 @@ def _batch(task: Task, count: int) -> Use:
 
 def _of_transformers(folder: Path, tokens: int | None) -> _Source:
     transformers = require("transformers", "a folder of transformers")
-    local: dict[str, Any] = {"local_files_only": True}
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet_transformers(transformers):
         config = transformers.AutoConfig.from_pretrained(folder, **local)
     named = (config.architectures or ["AutoModel"])[0]

@@ -13,7 +13,7 @@ import torch
 
 from nmstep.files import read_json, write_atomically, write_json
 
-__all__ = ["load_latest", "save"]
+__all__ = ["load_latest", "remove_older", "save"]
 
 _LATEST = "latest.json"
 
@@ -45,7 +45,13 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> None:
     if previous is not None and previous["step"] == step:
         previous = None
     write_json(latest, {**entry, "previous": previous})
-    kept = {name, *([] if previous is None else [previous["file"]])}
+    remove_older(folder)
+
+
+def remove_older(folder: Path) -> None:
+    """Removes the checkpoints that ``latest.json`` does not name: killed before this, a save leaves one more."""
+    record = read_json(folder / _LATEST)
+    kept = {entry["file"] for entry in (record, record["previous"]) if entry is not None}
     for path in folder.glob("checkpoint-*.pt"):
         if path.name not in kept:
             path.unlink()
@@ -54,10 +60,11 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> None:
 def load_latest(folder: Path) -> dict[str, Any] | None:
     """Returns the newest checkpoint that is whole, or None where none was written yet.
 
-    If the newest is damaged the one before it is returned, with a warning: training goes on from there and
-    repeats the steps in between, which gives the same weights.
+    If the newest is damaged the one before it is returned, with a warning, and is the newest from then on: training
+    goes on from there and repeats the steps in between, which gives the same weights.
 
     Raises:
+        OSError: the newest is damaged, and nothing can be written.
         ValueError: no checkpoint is whole; the message says what is wrong with each.
     """
     latest = folder / _LATEST
@@ -68,11 +75,13 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         entries = [record, *([record["previous"]] if record["previous"] else [])]
         problems: list[str] = []
         for entry in entries:
-            path = folder / entry["file"]
+            path = folder / Path(entry["file"]).name  # beside it, whatever it says
             state, problem = _load(path, entry["sha256"])
             if state is not None:
                 if problems:
                     warnings.warn(f"{'; '.join(problems)}; going on from {path.name} instead", stacklevel=2)
+                    # Else the next save would keep the damaged one as the one before, and remove this.
+                    write_json(latest, {**entry, "previous": None})
                 return state
             problems.append(f"{str(path)!r} {problem}")
     except (KeyError, TypeError) as error:

@@ -23,7 +23,7 @@ from nmstep.experiments.progress import Progress, Silent, Status
 from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
 from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import save_weights
-from nmstep.files import read_json, remove_leftovers, write_json
+from nmstep.files import read_json, remove_leftovers, sha256_of, write_json
 
 __all__ = ["run"]
 
@@ -64,11 +64,11 @@ def run(
         )
     task = load_task(config)
     config = config.resolve(task.defaults)
-    check_folder(config, folder)
-    if (folder / "result.json").exists():
-        return read_json(folder / "result.json")
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder), surroundings(config):
+    with only_one(folder), surroundings(config):  # what is looked at here, nobody changes meanwhile
+        check_folder(config, folder)
+        if (folder / "result.json").exists():
+            return read_json(folder / "result.json")
         reset_peak_memory(config.device)
         training = Training(config, task)
         return _Run(training, folder, progress or Silent()).go()
@@ -91,13 +91,9 @@ class _Run:
         """Starts or goes on, trains to the end, and returns the result."""
         remove_leftovers(self.folder)
         state = checkpoint.load_latest(self.folder)
-        if state is not None:
-            self.training.load_state_dict(state["training"])
-            self._earlier_seconds, self._earlier_cpu_seconds = state["seconds"], state["cpu_seconds"]
+        written = {} if state is None else self._take(state)
         self._write_head()
-        self.metrics = MetricsLog(
-            self.folder / "metrics.jsonl", size=0 if state is None else state["metrics_bytes"]
-        )
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl", **written)
         self.progress.start(self.total, self.training.step)
         try:
             while self.training.step < self.total:
@@ -106,6 +102,18 @@ class _Run:
         finally:
             self.progress.stop()
             self.metrics.close()
+
+    def _take(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Goes on from a checkpoint, and returns what it says of the metrics."""
+        try:
+            self.training.load_state_dict(state["training"])
+            self._earlier_seconds, self._earlier_cpu_seconds = state["seconds"], state["cpu_seconds"]
+            return {"size": state["metrics_bytes"], "sha256": state["metrics_sha256"]}
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint in {str(self.folder)!r} is whole, but not of this run: {error!r}; another version "
+                f"of nmstep or something else wrote it: go on with that, or train again in another folder"
+            ) from error
 
     def _write_head(self) -> None:
         """Writes what says which run this is; the configuration last, since it is what marks a run."""
@@ -167,6 +175,7 @@ class _Run:
         state = {
             "training": self.training.state_dict(),
             "metrics_bytes": self.metrics.size,
+            "metrics_sha256": self.metrics.sha256,
             "seconds": self._seconds(),
             "cpu_seconds": self._cpu_seconds(),
         }
@@ -190,6 +199,7 @@ class _Run:
         sparse_plan = training.plan if training.is_sparse_recipe else None
         path = self.folder / "model.safetensors"
         save_weights(training.model, path, plan=sparse_plan)
+        checkpoint.remove_older(self.folder)
         result = {
             "metric": training.task.metric,
             "higher_is_better": training.task.higher_is_better,
@@ -202,6 +212,7 @@ class _Run:
             "phase": phase,
             "verified": None if sparse_plan is None else _verify(path),
             "density": _density(training.model),
+            "sha256": sha256_of(path).hexdigest(),
             "seconds": self._seconds(),
             "cpu_seconds": self._cpu_seconds(),
             "peak_memory_mb": peak_memory_mb(training.device),

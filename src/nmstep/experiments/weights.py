@@ -11,6 +11,7 @@ from torch import nn
 from nmstep.deploy.writing import without_aliases
 from nmstep.files import write_atomically
 from nmstep.plan import SparsityPlan
+from nmstep.verify.files import check_recorded
 
 __all__ = ["load_weights", "save_weights"]
 
@@ -54,6 +55,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"there are no weights to start from at {str(file)!r}: give a finished run")
+    check_recorded(file)
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

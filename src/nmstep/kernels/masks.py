@@ -31,8 +31,9 @@ def nm_mask(weight: Tensor, pattern: str | NMPattern, *, dim: int = 1, pad: bool
         A bool tensor of ``weight``'s shape, laid out as ``torch.zeros_like`` would.
 
     Raises:
-        ValueError: ``weight`` has no such dimension, M does not divide it and ``pad`` is off, or the
-            dtype is not a real floating one.
+        TypeError: ``pattern`` is none.
+        ValueError: ``weight`` has no such dimension, M does not divide it and ``pad`` is off, the dtype is not a
+            real floating one, or the pattern cannot be read.
 
     Source:
         SR-STE (arXiv 2102.04010), Eq. 4; STEP, Alg. 1 line 16. Ties and NaN are settled here.

@@ -30,6 +30,10 @@ def ASP(pattern: Pattern, start: int = 0) -> Recipe:
         pattern: N kept of M, or a plan.
         start: optimizer steps before the mask is chosen; 0 for a pretrained model.
 
+    Raises:
+        TypeError: ``pattern`` is none.
+        ValueError: the pattern cannot be read, or ``start`` is negative.
+
     Source:
         ASP (Mishra et al. 2021).
     """
@@ -41,6 +45,10 @@ def STE(pattern: Pattern) -> Recipe:
 
     Args:
         pattern: N kept of M, or a plan.
+
+    Raises:
+        TypeError: ``pattern`` is none.
+        ValueError: the pattern cannot be read.
 
     Source:
         Bengio et al. 2013; SR-STE (Zhou et al. 2021), Eq. 8 without its last term.
@@ -58,6 +66,10 @@ def SRSTE(pattern: Pattern, refine: float = 2e-4) -> Recipe:
         pattern: N kept of M, or a plan. With a DominoSearch plan that paper uses ``refine=5e-4``.
         refine: λ.
 
+    Raises:
+        TypeError: ``pattern`` is none.
+        ValueError: the pattern cannot be read, or ``refine`` is negative or infinite.
+
     Source:
         SR-STE (Zhou et al. 2021), Eq. 8.
     Deviation:
@@ -73,6 +85,10 @@ def DecayingMask(pattern: Pattern, dense_steps: int = 0, *, interval: int) -> Re
         pattern: N kept of M at the end, or a plan.
         dense_steps: optimizer steps before the first mask.
         interval: optimizer steps that each stage lasts.
+
+    Raises:
+        TypeError: ``pattern`` is none.
+        ValueError: the pattern cannot be read, or a number of steps is out of range.
 
     Source:
         Kao et al. 2022.
@@ -112,7 +128,9 @@ def STEP(
             the parameter's own dtype (None).
 
     Raises:
-        ValueError: ``total_steps`` is missing where clipping needs it, or the switch is at step 0.
+        TypeError: ``pattern`` or ``switch`` is none.
+        ValueError: the pattern cannot be read, ``total_steps`` is missing where clipping needs it, the switch is
+            at step 0, or a number is out of range.
 
     Source:
         STEP (Lu et al. 2023), Alg. 1 and 2.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ class Recipe:
         total_steps: planned optimizer steps, where a switch needs them.
 
     Raises:
+        TypeError: the pattern or the switch is none.
         ValueError: a field is out of range, or the fields contradict each other.
     """
 
@@ -63,10 +65,9 @@ class Recipe:
             )
         if (self.pattern is None) != (self.switch is None):
             raise ValueError(f"{self.name}: a pattern needs a switch and a switch needs a pattern")
-        if not self.refine >= 0.0:
-            raise ValueError(f"{self.name}(refine={self.refine!r}): expected a number >= 0")
-        if not self.eps_root >= 0.0:
-            raise ValueError(f"{self.name}(eps_root={self.eps_root!r}): expected a number >= 0")
+        for name, number in (("refine", self.refine), ("eps_root", self.eps_root)):
+            if not 0.0 <= number < math.inf:
+                raise ValueError(f"{self.name}({name}={number!r}): expected a finite number >= 0")
         for name, value, allowed in (
             ("mask", self.mask, ("every_step", "once")),
             ("freeze", self.freeze, ("none", "all", "sparse")),

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmstep.files import sha256_of
 from nmstep.verify.onnx_files import open_onnx
 from nmstep.verify.stored import NM_SPARSITY, Stored, StoredTensor, from_mapping, parse_promise
 
-__all__ = ["open_path"]
+__all__ = ["check_recorded", "open_path"]
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _WEIGHTS = (
@@ -37,7 +38,8 @@ def open_path(path: Path) -> Stored:
 
     Raises:
         FileNotFoundError: there is no such path, the folder has no weights, or a shard is missing.
-        ValueError: the file is empty, truncated, corrupted, of no known kind, or needs code to be read.
+        ValueError: the file is empty, truncated, corrupted, of no known kind, or needs code to be read; or the
+            weights of a run folder are not those that the run wrote.
         ImportError: it is a safetensors or ONNX file, and safetensors or onnx is not installed.
     """
     if path.is_dir():
@@ -65,6 +67,7 @@ def _open_folder(folder: Path) -> Stored:
     values = _read_json(config) if config.is_file() else {}
     for name in _WEIGHTS:
         if (folder / name).is_file():
+            check_recorded(folder / name)
             stored = _open_file(folder / name)
             if stored.promise is None and NM_SPARSITY in values:
                 stored = replace(stored, promise=parse_promise(values[NM_SPARSITY], str(config)))
@@ -80,6 +83,17 @@ def _open_folder(folder: Path) -> Stored:
         f"no weights in folder {str(folder)!r}: expected one of {', '.join(_WEIGHTS)}, "
         f"found {listed or 'nothing'}"
     )
+
+
+def check_recorded(path: Path) -> None:
+    """Raises ValueError if a run's ``result.json`` records another hash of its weights than they have."""
+    result = path.parent / "result.json"
+    recorded = _read_json(result).get("sha256") if result.is_file() else None
+    if recorded is not None and path.name == "model.safetensors" and sha256_of(path).hexdigest() != recorded:
+        raise ValueError(
+            f"{str(path)!r} is damaged, or was changed: it does not have the hash that {result.name} beside it "
+            f"records; restore it, or delete {result.name} and resume the run, which writes it again"
+        )
 
 
 def _open_shards(index: Path) -> Stored:

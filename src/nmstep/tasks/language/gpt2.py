@@ -106,7 +106,7 @@ class Gpt2Checkpoint:
                 place.is_absolute() or self.name.startswith((".", "~")) or place.is_file()
             ):
                 raise OSError("there is no such folder")
-            config = transformers.AutoConfig.from_pretrained(self._place)
+            config = transformers.AutoConfig.from_pretrained(self._place, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"no GPT-2 checkpoint at model={self.name!r}: {_first_line(error)}; give a folder with "
@@ -129,7 +129,8 @@ class Gpt2Checkpoint:
             return Subwords.load(self.name)
         transformers = require("transformers", _USE)
         try:
-            tokenizer = Subwords(transformers.AutoTokenizer.from_pretrained(self._place).backend_tokenizer)
+            found = transformers.AutoTokenizer.from_pretrained(self._place, trust_remote_code=False)
+            tokenizer = Subwords(found.backend_tokenizer)
             # Without files transformers returns a tokenizer without tokens.
             if tokenizer.size < 256:
                 raise OSError("no tokenizer.json, and no vocab.json with merges.txt")
