@@ -39,14 +39,10 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Source", "notes_style"), ("Deviation", "notes_style")]
 napoleon_use_ivar = True
 
-# Pages of docs/ that stand elsewhere in the contents; every other one is a guide.
-PLACED = ["index", "quickstart", "concepts", "coming-from", "export", "experiments"]
-PLACED += ["performance", "tour", "design-notes"]
-
 # Builds are offline, so other projects' types are no links; neither is what is not public.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|os|collections|pathlib|typing|matplotlib|numpy)\..*"),
-    (r"py:class", r"Figure|Tensor|nn\..*|nmstep\.recipes\.layerwise\.Batch"),
+    (r"py:.*", r"(torch|os|collections|pathlib|typing|matplotlib|numpy|transformers|lightning)\..*"),
+    (r"py:class", r"Figure|Tensor|OnNonfinite|nn\..*|nmstep\.recipes\.layerwise\.Batch"),
     (r"py:.*", r"nmstep\.(tiles|late|files|quantizing|names|bench\.inputs)\..*|run_jobs"),
     (r"py:class", r"nmstep\.(verify\.groups|deploy\.(description|semi_structured|speed))\..*"),
     (r"py:class", r"nmstep\.experiments\.paper\.study\..*"),
@@ -65,10 +61,7 @@ def no_signature(_app: Any, what: str, _name: str, value: Any, *_: Any) -> tuple
 
 
 def list_pages(_app: Any, name: str, source: list[str]) -> None:
-    """Adds contents that follow from the folder: guides beside the other pages, and the pages of results."""
-    if name == "guides/index":
-        guides = sorted(page.stem for page in HERE.glob("*.md") if page.stem not in PLACED)
-        source[0] = source[0].replace("own-loop\n", "own-loop\n" + "".join(f"../{g}\n" for g in guides))
+    """Adds contents that follow from the folder: the pages of results."""
     if name == "results/README":
         pages = "digits\noverhead\ntable*/index\nfig*/index\ntheorem*/index"
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{pages}\n```\n"

@@ -20,28 +20,30 @@ def public_name(module: ModuleType, name: str) -> str:
     return f"nmstep.{name}" if exported else f"{module.__name__}.{name}"
 
 
-def entry(module: ModuleType, name: str) -> list[str]:
+def entry(module: ModuleType, name: str, *, inherited: bool = False) -> list[str]:
     """Returns the directive that documents one name; none for an alias of a type."""
     value, parent = getattr(module, name), public_name(module, name).rpartition(".")[0]
     if inspect.isclass(value):
         kind = "autoexception" if issubclass(value, BaseException) else "autoclass"
-        return [f".. currentmodule:: {parent}", f".. {kind}:: {name}", "   :members:", ""]
+        options = ["   :members:", *(["   :inherited-members:"] if inherited else [])]
+        return [f".. currentmodule:: {parent}", f".. {kind}:: {name}", *options, ""]
     if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
         return [f".. currentmodule:: {parent}", f".. autofunction:: {name}", ""]
     return []
 
 
 class Room(SphinxDirective):
-    """Documents a room, or the names of it that are listed in the option `only`."""
+    """Documents a room, or the names of it that are listed in the option `only`; inherited methods too if asked."""
 
     required_arguments = 1
-    option_spec = {"only": directives.unchanged}  # noqa: RUF012
+    option_spec = {"only": directives.unchanged, "inherited": directives.flag}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Returns the entries."""
         module = import_module(self.arguments[0])
         names = self.options.get("only", "").split() or module.__all__
-        lines = [line for name in names for line in entry(module, name)]
+        inherited = "inherited" in self.options
+        lines = [line for name in names for line in entry(module, name, inherited=inherited)]
         return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
 
 

@@ -51,7 +51,7 @@ class PackedLayer(nn.Module):
         like: the dense layer, whose settings are copied; with its bias memory is shared, its weight is not kept.
         pattern: N kept of M.
         parts: the packed weight.
-        dtype: of the dense layer, which :func:`unpack` gives back; ``like``'s own by default.
+        dtype: of the dense layer, which :func:`nmstep.unpack` gives back; ``like``'s own by default.
         fallback: False to hold and multiply the weight packed always.
     """
 

@@ -71,7 +71,8 @@ def save(accelerator: Any, model: Any, sparsifier: Sparsifier, folder: str | os.
         folder: is made; files in it are replaced.
 
     Returns:
-        Whether the files were found to be N:M; False before the masks start, and on other processes.
+        Whether each planned weight in the files has its pattern; False before the masks start and on other
+        processes.
 
     Raises:
         NotSparseError: masks have started and a planned weight is not N:M. The files stay, without the entry.
