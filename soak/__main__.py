@@ -86,7 +86,9 @@ def main() -> int:
     flags.add_argument("--folder", type=Path, help="a new one for the runs; a temporary one by default")
     arguments = flags.parse_args()
     if arguments.folder is not None and arguments.folder.exists() and any(arguments.folder.iterdir()):
-        flags.error(f"--folder {arguments.folder} is not empty, and is removed when all is done: name a new one")
+        flags.error(
+            f"--folder {arguments.folder} is not empty, and is removed when all is done: name a new one"
+        )
     warm_up(CONFIGS["step"])
     folder = Path(tempfile.mkdtemp(prefix="soak-")) if arguments.folder is None else arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
