@@ -81,10 +81,12 @@ class Gate:
             check()
             return Call.STEP
 
-        together = (
-            self._ranks.size > 1
-            and self._sparse.is_sharded()
-            and (self._gradients.is_read_at_once() or is_at_rest(self._optimizer))
+        together = self._ranks.size > 1 and (
+            self._starts  # models that were seeded unlike, and wrapped in DDP only then, differ here
+            or (
+                self._sparse.is_sharded()
+                and (self._gradients.is_read_at_once() or is_at_rest(self._optimizer))
+            )
         )
         call = Call(self._ranks.worst(here) if together else here())
         if call == Call.SKIPPED:

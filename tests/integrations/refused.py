@@ -134,6 +134,16 @@ def foreign_write() -> str:
     return told(optimizer.step)
 
 
+def seeded_apart() -> str:
+    """Masked weights that DDP replaces by those of rank 0, whose pruned parts are not these."""
+    torch.manual_seed(dist.get_rank())
+    model = nn.Sequential(nn.Linear(16, 8))
+    optimizer = AdamW(model.parameters())
+    sparsify(model, optimizer, nmstep.SRSTE("2:4"))
+    ranked.ddp(model)(torch.ones(2, 16)).sum().backward()
+    return told(optimizer.step)
+
+
 def cast_apart() -> str:
     """One rank starts from a checkpoint and the other from nothing."""
     model = ranked.ddp(ranked.net())
@@ -278,6 +288,7 @@ CASES: tuple[Callable[[], Any], ...] = (
     bad_gradient,
     skipped_gradient,
     foreign_write,
+    seeded_apart,
     cast_apart,
     replaced,
     own_model,

@@ -30,6 +30,7 @@ SAME = {
     "flat_fsdp": r"ValueError: FullyShardedDataParallel .* torch.distributed.fsdp.fully_shard",
     "bad_gradient": r"FloatingPointError: on rank 1: NaN or infinite gradient at optimizer step 2 in '2.weight'",
     "foreign_write": r"ValueError: on rank 1: '2.weight' was written to since the last step",
+    "seeded_apart": r"ValueError: on rank 1: '0.weight' was written to since the last step",
     "cast_apart": r"ValueError: .*the step is 0 on rank 0 and 1 on rank 1",
     "wrong_group": r"ValueError: process_group='all': expected 'world', a process group",
     "a_sum_to_be": r"ValueError: 'fc.weight' is a Partial DTensor, .*redistribute it",
