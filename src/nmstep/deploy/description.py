@@ -12,11 +12,11 @@ import torch
 
 from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
-from nmstep.verify.stored import Stored
+from nmstep.verify.stored import PACKED, Stored
 
 __all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
 
-_KEY, _VERSION = "nmstep_packed", 1
+_VERSION = 1
 _DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 }
@@ -90,7 +90,7 @@ class StoredLayer:
 
 def is_packed(stored: Stored) -> bool:
     """Whether a file says of itself that it is a packed model."""
-    return _KEY in stored.metadata
+    return PACKED in stored.metadata
 
 
 def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> dict[str, str]:
@@ -101,7 +101,7 @@ def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> d
         aliases: the first name of a tensor for each of its others, which are not in the file.
     """
     named = {name: layer.to_dict() for name, layer in layers.items()}
-    return {_KEY: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
+    return {PACKED: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
 
 
 def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
@@ -112,10 +112,10 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
     """
     if not is_packed(stored):
         raise ValueError(
-            f"{stored.label} is no packed model: its metadata has no {_KEY!r}; nmstep.save_packed writes it"
+            f"{stored.label} is no packed model: its metadata has no {PACKED!r}; nmstep.save_packed writes it"
         )
     try:
-        description = json.loads(stored.metadata[_KEY])
+        description = json.loads(stored.metadata[PACKED])
         version, aliases = description["version"], description["aliases"]
         if type(version) is not int or version != _VERSION:
             raise ValueError(f"version {version!r} is not known, expected {_VERSION}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.kernels.break_even import is_better_dense
-from nmstep.kernels.packed import PackedProduct, one_way
+from nmstep.kernels.packed import PackedProduct, one_way, wants_gradients
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.quantizing import dequantized
@@ -201,7 +201,7 @@ class PackedLayer(nn.Module):
         if own["values"] is not None:
             return self.multiply(x)
         bias, held = self._parameters["bias"], own["_held"]
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        if wants_gradients(x, bias):
             return one_way(lambda x, held, _: self.multiply_dense(x, held), x, held, bias)
         return self.multiply_dense(x, held)
 

@@ -14,7 +14,8 @@ __all__ = ["dense_from", "is_better_dense", "is_small"]
 _SMALL = 192 * 192
 # Share of kept weights above which a dense product is as fast or faster at some batch.
 _MOST_KEPT = {"avx512": 0.8, "avx2": 0.8, "plain": 0.2}
-# The same for inputs in bfloat16 from so many rows on, where torch multiplies by instructions of the processor.
+# The same for inputs in bfloat16 from so many rows on, where torch multiplies by instructions of the processor; for
+# matrix units reckoned from others' figures of dense bfloat16, not measured.
 _MOST_KEPT_BF16, _MOST_KEPT_AMX = 0.4, 0.2
 _ROWS_BF16 = 64
 

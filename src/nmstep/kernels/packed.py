@@ -15,7 +15,7 @@ from nmstep.patterns import NMPattern
 from nmstep.quantizing import dequantized
 from nmstep.tiles import LANES, Tiling, unpack_rows
 
-__all__ = ["PackedProduct", "check_input", "one_way"]
+__all__ = ["PackedProduct", "check_input", "one_way", "wants_gradients"]
 
 _TAKEN = (torch.float32, torch.bfloat16)
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
@@ -73,7 +73,7 @@ class PackedProduct:
             sizes = (t.rows, t.columns, t.pattern.n, t.pattern.m)
             y: Tensor = _operator(x, values, indices, scales, bias, *sizes, self.fallback)
             return y
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        if wants_gradients(x, bias):
             return one_way(self.compute, x, values, indices, scales, bias)
         return self.compute(x, values, indices, scales, bias)
 
@@ -102,11 +102,9 @@ class PackedProduct:
         """
         if _is_traced() or not ordinary(x) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
-        wants_grad = torch.is_grad_enabled() and (
-            x.requires_grad or (bias is not None and bias.requires_grad)
-        )
         rows, least = len(x) * windows[0] * windows[1], self.dense_from(x.dtype)
-        if wants_grad or windows[6] % LANES or x.dtype not in _TAKEN or (least is not None and rows >= least):
+        is_many = least is not None and rows >= least
+        if wants_gradients(x, bias) or windows[6] % LANES or x.dtype not in _TAKEN or is_many:
             return None
         weight = self._weight(values, indices, scales, bias)
         if weight is None:
@@ -146,10 +144,10 @@ class PackedProduct:
         if engine_for(x.device) == "triton":
             from nmstep.kernels.gpu import packed  # loads Triton
 
-            if packed.is_taken(x, values, indices, bias) and scales is not None:
-                return packed.scaled_product(self.tiling, x, values, indices, scales, bias)
             if packed.is_taken(x, values, indices, bias):
-                return packed.product(self.tiling, x, values, indices, bias)
+                if scales is None:
+                    return packed.product(self.tiling, x, values, indices, bias)
+                return packed.scaled_product(self.tiling, x, values, indices, scales, bias)
         dense = unpack_rows(dequantized(values, scales), indices, self.tiling).to(x.dtype)
         return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
@@ -220,6 +218,11 @@ def check_input(x: Tensor, tiling: Tiling) -> None:
             f"a packed weight of {tiling.columns} inputs got {x.dtype} of shape {tuple(x.shape)}: "
             f"expected floating numbers, with {tiling.columns} in the last dimension"
         )
+
+
+def wants_gradients(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a backward pass through a product of these is recorded."""
+    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def one_way(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:

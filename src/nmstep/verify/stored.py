@@ -17,6 +17,7 @@ from nmstep.sparsity_plan import SparsityPlan, unwrap
 
 __all__ = [
     "NM_SPARSITY",
+    "PACKED",
     "Stored",
     "StoredTensor",
     "from_mapping",
@@ -27,6 +28,8 @@ __all__ = [
 
 #: Where checkpoints say what they are: a key of safetensors metadata, of config.json, of a pickled dict.
 NM_SPARSITY = "nm_sparsity"
+#: Where a packed file says what it holds.
+PACKED = "nmstep_packed"
 _NESTED = ("model", "state_dict", "model_state_dict", "training")
 
 

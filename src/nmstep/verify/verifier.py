@@ -18,7 +18,7 @@ from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.verify.files import open_path
 from nmstep.verify.groups import count_groups, indivisible
 from nmstep.verify.report import TensorReport, VerifyReport
-from nmstep.verify.stored import Stored, StoredTensor, from_mapping, from_module, plain_name
+from nmstep.verify.stored import PACKED, Stored, StoredTensor, from_mapping, from_module, plain_name
 
 __all__ = ["verify"]
 
@@ -152,7 +152,7 @@ class _Selection:
 
 
 def _refuse_packed(stored: Stored) -> None:
-    if "nmstep_packed" in stored.metadata:
+    if PACKED in stored.metadata:
         raise ValueError(
             f"{stored.label} is a packed model, whose layers are N:M by their form: `nmstep verify` unpacks and "
             f"counts them, and nmstep.load_packed checks where each weight stands"
