@@ -92,10 +92,7 @@ class PackedProduct:
             x: shape (batch, …, channels), contiguous, padding included.
             windows: outputs' height and width, strides in ``x`` (image; output place, y and x), the kernel's width,
                 channels, and strides in ``x`` of the kernel's places, y and x.
-            values: as for :meth:`__call__`, and so on.
-            indices: likewise.
-            scales: likewise.
-            bias: likewise.
+            values: as for :meth:`__call__`, as are ``indices``, ``scales`` and ``bias``.
 
         Returns:
             Shape (batch, height, width, rows).
