@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.kernels.break_even import is_better_dense
-from nmstep.kernels.packed import PackedProduct, one_way, wants_gradients
+from nmstep.kernels.one_way import one_way, wants_gradients
+from nmstep.kernels.packed import PackedProduct
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.quantizing import dequantized

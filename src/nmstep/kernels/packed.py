@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nmstep.kernels.break_even import dense_from
 from nmstep.kernels.native import engine_for, kernels, ordinary
+from nmstep.kernels.one_way import no_way_back, one_way, wants_gradients
 from nmstep.patterns import NMPattern
 from nmstep.quantizing import dequantized
 from nmstep.tiles import LANES, Tiling, unpack_rows
 
-__all__ = ["PackedProduct", "check_input", "one_way", "wants_gradients"]
+__all__ = ["PackedProduct", "check_input"]
 
 _TAKEN = (torch.float32, torch.bfloat16)
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # by autocast
@@ -92,7 +93,10 @@ class PackedProduct:
             x: shape (batch, …, channels), contiguous, padding included.
             windows: outputs' height and width, strides in ``x`` (image; output place, y and x), the kernel's width,
                 channels, and strides in ``x`` of the kernel's places, y and x.
-            values: as for :meth:`__call__`, as are ``indices``, ``scales`` and ``bias``.
+            values: as for :meth:`__call__`.
+            indices: as for :meth:`__call__`.
+            scales: as for :meth:`__call__`.
+            bias: as for :meth:`__call__`.
 
         Returns:
             Shape (batch, height, width, rows).
@@ -217,41 +221,11 @@ def check_input(x: Tensor, tiling: Tiling) -> None:
         )
 
 
-def wants_gradients(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether a backward pass through a product of these is recorded."""
-    return torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-
-
-def one_way(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-    """Returns ``function(*arguments)`` as a result whose backward pass is an error."""
-    if torch.compiler.is_compiling():
-        stopped: Tensor = _one_way(function(*arguments))
-        return stopped
-    result: Tensor = _OneWay.apply(function, *arguments)  # type: ignore[no-untyped-call]
-    return result
-
-
 def _is_traced() -> bool:
     """Whether somebody records what is done with tensors, and would not see what a kernel does by addresses."""
     return (
         torch.compiler.is_compiling() or torch._C._is_tracing() or bool(torch._C._len_torch_dispatch_stack())
     )
-
-
-class _OneWay(torch.autograd.Function):
-    """A function where gradients are recorded: it has no backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-        del ctx
-        return function(*arguments)
-
-    @staticmethod
-    def backward(*_: Any) -> Any:
-        raise RuntimeError(
-            "a packed layer has no backward pass: run it under torch.no_grad(), or train the model that "
-            "nmstep.unpack(model) returns"
-        )
 
 
 @torch.library.custom_op("nmstep::packed_linear", mutates_args=())
@@ -288,13 +262,4 @@ def _(
     return x.new_empty(*x.shape[:-1], rows)
 
 
-_operator.register_autograd(_OneWay.backward)
-
-
-@torch.library.custom_op("nmstep::one_way", mutates_args=())
-def _one_way(y: Tensor) -> Tensor:
-    return y.clone()
-
-
-_one_way.register_fake(torch.empty_like)
-_one_way.register_autograd(_OneWay.backward)
+_operator.register_autograd(no_way_back)
