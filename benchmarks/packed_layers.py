@@ -28,13 +28,13 @@ SHAPES = (
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    """Yields the rows: every pattern, shape and number of rows in fp32, and one row in bfloat16."""
+    """Yields the rows: every pattern, shape and number of rows in fp32 and bfloat16."""
     shapes = settings.pick(SHAPES, ((64, 64),))
     for place, pattern in enumerate(SPARSE_PATTERNS):
         for shape in shapes:
-            for rows, bars in PACKED.items():
-                yield _row(shape, pattern, rows, torch.float32, bars[place], settings)
-            yield _row(shape, pattern, 1, torch.bfloat16, PACKED_NARROW[place], settings)
+            for dtype, bars in ((torch.float32, PACKED), (torch.bfloat16, PACKED_NARROW)):
+                for rows, bar in bars.items():
+                    yield _row(shape, pattern, rows, dtype, bar[place], settings)
 
 
 def _row(

@@ -14,6 +14,6 @@ def _small_layers_run_packed(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "is_better_dense", lambda _: False)
+        patch.setattr(layer, "is_better_dense", lambda *_: False)
         patch.setattr(packing, "is_small", lambda _: False)
         yield

@@ -286,18 +286,19 @@ def test_what_breaks_even() -> None:
 
     assert break_even.is_small(tiling(192, "1:16"))
     assert not break_even.is_small(tiling(208, "1:16"))
-    assert break_even.is_better_dense(tiling(192, "1:16"))
-    assert break_even.is_better_dense(tiling(1024, "15:16"))
+    assert break_even.is_better_dense(tiling(192, "1:16"), torch.float32)
+    assert break_even.is_better_dense(tiling(1024, "15:16"), torch.float32)
     assert break_even.is_better_dense(
-        Tiling(1, 65536, nmstep.NMPattern(1, 16))
+        Tiling(1, 65536, nmstep.NMPattern(1, 16)), torch.float32
     )  # of sixteen rows one is there
     if kernels() is not None:
-        assert not break_even.is_better_dense(tiling(1024, "1:16"))
+        assert not break_even.is_better_dense(tiling(1024, "1:16"), torch.float32)
     assert break_even.dense_from(tiling(1024, "2:4"), torch.float32) is None
 
 
 @pytest.mark.parametrize(
-    ("active", "most"), [("avx512", "3:4"), ("avx2", "3:4"), ("plain", "1:8"), ("triton", "3:4")]
+    ("active", "most"),
+    [("avx512_bf16", "3:4"), ("avx512", "3:4"), ("avx2", "3:4"), ("plain", "1:8"), ("triton", "3:4")],
 )
 def test_what_each_instruction_set_breaks_even_at(
     monkeypatch: pytest.MonkeyPatch, active: str, most: str
@@ -306,27 +307,54 @@ def test_what_each_instruction_set_breaks_even_at(
     monkeypatch.setattr(break_even, "status", lambda: here)
     for pattern in ("1:16", "1:8", "1:4", "2:4", "3:4", "7:8"):
         parsed = nmstep.NMPattern.parse(pattern)
-        is_dense = break_even.is_better_dense(Tiling(1024, 1024, parsed))
+        is_dense = break_even.is_better_dense(Tiling(1024, 1024, parsed), torch.float32)
         assert is_dense == (parsed.density > nmstep.NMPattern.parse(most).density)
     monkeypatch.setattr(break_even, "status", lambda: Status(active="torch", why="", usable=()))
-    assert break_even.is_better_dense(Tiling(1024, 1024, nmstep.NMPattern(1, 16)))
+    assert break_even.is_better_dense(Tiling(1024, 1024, nmstep.NMPattern(1, 16)), torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("amx", "bf16", "dense"), [(True, True, {"2:4", "1:4"}), (False, True, {"2:4"}), (False, False, set())]
+    ("amx", "bf16", "pairs", "from_64", "held"),
+    [
+        (True, True, True, {"1:4", "2:4", "3:7", "3:4"}, {"3:4"}),
+        (False, True, True, {"3:7", "3:4"}, {"3:4"}),
+        (False, True, False, {"2:4", "3:7", "3:4"}, {"3:4"}),
+        (False, False, False, set(), set()),
+    ],
 )
 def test_processors_that_multiply_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, bf16: bool, dense: set[str]
+    monkeypatch: pytest.MonkeyPatch, amx: bool, bf16: bool, pairs: bool, from_64: set[str], held: set[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    break_even._most_kept_in_bf16.cache_clear()
-    found = {
-        pattern: break_even.dense_from(Tiling(1024, 1024, nmstep.NMPattern.parse(pattern)), torch.bfloat16)
-        for pattern in ("2:4", "1:4", "1:8")
+    monkeypatch.setattr(
+        break_even, "_goes_by_pairs", lambda pattern: pairs and str(pattern) in ("1:4", "2:4")
+    )
+    monkeypatch.setattr(break_even, "status", lambda: Status(active="avx512", why="", usable=()))
+    break_even._multiplies_bf16.cache_clear()
+    tilings = {
+        pattern: Tiling(1024, 1024, nmstep.NMPattern.parse(pattern))
+        for pattern in ("2:4", "1:4", "1:8", "3:7", "3:4")
     }
-    break_even._most_kept_in_bf16.cache_clear()
-    assert found == {pattern: 64 if pattern in dense else None for pattern in found}
+    found = {p: break_even.dense_from(tiling, torch.bfloat16) for p, tiling in tilings.items()}
+    better = {p for p, tiling in tilings.items() if break_even.is_better_dense(tiling, torch.bfloat16)}
+    wide = {p for p, tiling in tilings.items() if break_even.is_better_dense(tiling, torch.float32)}
+    break_even._multiplies_bf16.cache_clear()
+    assert found == {pattern: 64 if pattern in from_64 else None for pattern in found}
+    assert (better, wide) == (held, set())
+
+
+def test_the_kernels_say_what_goes_by_pairs() -> None:
+    module = kernels()
+    if module is None:
+        pytest.skip("no compiled kernels")
+    before = module.active()
+    patterns = [(1, 2), (1, 4), (2, 4), (4, 8), (2, 8), (6, 8), (3, 4), (1, 8), (2, 16)]
+    for variant in module.variants():
+        module.use(variant)
+        found = [module.goes_by_pairs(n, m) for n, m in patterns]
+        assert found == [variant == "avx512_bf16" and index < 6 for index in range(len(patterns))]
+    module.use(before)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -101,16 +101,17 @@ def test_any_shape(
     check(parts, bias, torch.randn(batch, columns).to(kinds[1]), tiling)
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "3:5", "1:16", "3:33"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "3:5", "1:16", "3:33"])
 @pytest.mark.parametrize("batch", [1, 65])
-def test_any_word_reads_the_input_or_beside_it_zeros(pattern: str, batch: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_word_reads_the_input_or_beside_it_zeros(pattern: str, batch: int, dtype: torch.dtype) -> None:
     """Places that no packing writes: nothing outside of the kernels' own memory is read."""
     torch.manual_seed(0)
-    parts, tiling = case(20, 70, pattern, torch.float32)
+    parts, tiling = case(20, 70, pattern, dtype)
     indices = parts.indices
     for words in (torch.full_like(indices, -1), torch.randint_like(indices, -(2**31), 2**31 - 1)):
-        found = product(Parts(parts.values, words), None, torch.ones(batch, 70), tiling, 1)
-        assert bool((found.abs() <= parts.values.abs().sum() * 2).all())
+        found = product(Parts(parts.values, words), None, torch.ones(batch, 70).to(dtype), tiling, 1)
+        assert bool((found.float().abs() <= parts.values.float().abs().sum() * 2).all())
         assert bool((expanded(Parts(parts.values, words), torch.float32, tiling).abs() <= 10).all())
 
 
@@ -210,3 +211,22 @@ def test_windows_that_do_not_fit_are_refused(windows: tuple[int, ...], match: st
     x, y = torch.zeros(64), torch.zeros(40)
     with pytest.raises(ValueError, match=match):
         weight.convolve(windows, x.data_ptr(), x.numel(), y.data_ptr(), 2, False, 1)
+
+
+def test_pairs_are_rounded_as_one_by_one(variant: str) -> None:
+    if variant != "avx512_bf16":
+        pytest.skip("of processors that multiply pairs of bfloat16")
+    module = compiled()
+    assert module is not None
+    torch.manual_seed(0)
+    for pattern in PATTERNS:
+        columns = (
+            7 * NMPattern.parse(pattern).m - 1
+        )  # a short last group, and for 1:M an odd number of groups
+        parts, tiling = case(75, columns, pattern, torch.bfloat16)
+        x, bias = torch.randn(140, columns).bfloat16(), torch.randn(75)
+        found = []
+        for name in ("avx512_bf16", "avx512"):
+            module.use(name)
+            found.append(product(parts, bias, x, tiling, 1))
+        assert torch.equal(*found), pattern

@@ -92,7 +92,7 @@ class PackedLayer(nn.Module):
         self._packed_dtype = parts.values.dtype
         self._hold_packed(parts)
         is_wide = parts.values.dtype is torch.float64  # which no kernel takes
-        if fallback and parts.scales is None and (is_wide or is_better_dense(self.tiling)):
+        if fallback and parts.scales is None and (is_wide or is_better_dense(self.tiling, self.dtype)):
             self._hold_dense()
         self.train(like.training)
 

@@ -6,7 +6,8 @@ from functools import cache
 
 import torch
 
-from nmstep.kernels.native import status
+from nmstep.kernels.native import kernels, status
+from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling
 
 __all__ = ["dense_from", "is_better_dense", "is_small"]
@@ -14,9 +15,10 @@ __all__ = ["dense_from", "is_better_dense", "is_small"]
 _SMALL = 192 * 192
 # Share of kept weights above which a dense product is as fast or faster at some batch.
 _MOST_KEPT = {"avx512": 0.8, "avx2": 0.8, "plain": 0.2}
-# The same for inputs in bfloat16 from so many rows on, where torch multiplies by instructions of the processor; for
-# matrix units reckoned from others' figures of dense bfloat16, not measured.
-_MOST_KEPT_BF16, _MOST_KEPT_AMX = 0.4, 0.2
+# The same for layers in bfloat16, where torch multiplies that by instructions of the processor; and from so many
+# rows on, unless the kernels do too. For matrix units reckoned from others' figures, not measured.
+_MOST_KEPT_BF16 = 0.5
+_MOST_KEPT_BY_ROWS, _MOST_KEPT_AMX = 0.4, 0.2
 _ROWS_BF16 = 64
 
 
@@ -25,15 +27,18 @@ def is_small(tiling: Tiling) -> bool:
     return tiling.rows * tiling.columns <= _SMALL
 
 
-def is_better_dense(tiling: Tiling) -> bool:
-    """Whether a layer is to hold its weight dense, since some product with the packed one would be slower."""
+def is_better_dense(tiling: Tiling, dtype: torch.dtype) -> bool:
+    """Whether a layer of this dtype is to hold its weight dense, since products with a packed one are slower."""
     here = status()
     if is_small(tiling) or here.active == here.on_gpu == "torch":
         return True
     kept = (
         tiling.pattern.density * LANES * tiling.tiles / tiling.rows
     )  # with the rows that fill the last tile
-    return kept > _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
+    most = _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
+    if dtype is torch.bfloat16 and _multiplies_bf16():
+        most = min(most, _MOST_KEPT_BF16)
+    return kept > most
 
 
 def dense_from(tiling: Tiling, dtype: torch.dtype) -> int | None:
@@ -41,13 +46,20 @@ def dense_from(tiling: Tiling, dtype: torch.dtype) -> int | None:
 
     It is made dense a part at a time, in memory that stays in the cache.
     """
-    if dtype is not torch.bfloat16:
+    if dtype is not torch.bfloat16 or not _multiplies_bf16():
         return None
-    return _ROWS_BF16 if tiling.pattern.density > _most_kept_in_bf16() else None
+    if torch.cpu._is_amx_tile_supported():
+        most = _MOST_KEPT_AMX
+    else:
+        most = 1.0 if _goes_by_pairs(tiling.pattern) else _MOST_KEPT_BY_ROWS
+    return _ROWS_BF16 if tiling.pattern.density > most else None
 
 
 @cache
-def _most_kept_in_bf16() -> float:
-    if torch.cpu._is_amx_tile_supported():
-        return _MOST_KEPT_AMX
-    return _MOST_KEPT_BF16 if torch.cpu._is_avx512_bf16_supported() else 1.0
+def _multiplies_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _goes_by_pairs(pattern: NMPattern) -> bool:
+    module = kernels()
+    return module is not None and module.goes_by_pairs(pattern.n, pattern.m)

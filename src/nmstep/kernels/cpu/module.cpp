@@ -26,26 +26,31 @@ namespace {
 using Tensor = nb::ndarray<nb::device::cpu>;
 using ReadOnly = nb::ndarray<nb::ro, nb::device::cpu>;
 
-bool has(const char *name) {
-#if defined(__x86_64__) || defined(_M_X64)
-    __builtin_cpu_init();
-    if (name == avx512.name)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    if (name == avx2.name) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-    return name == plain.name;
+#ifdef NMSTEP_X86
+// As avx512, but for products by pairs.
+const Variant *avx512_bf16() {
+    static const Variant variant = [] {
+        Variant made = avx512;
+        made.name = "avx512_bf16";
+        made.bf16_products.of_bf16 = products_by_pairs;
+        return made;
+    }();
+    return &variant;
 }
+#endif
 
 std::vector<const Variant *> usable() {
     std::vector<const Variant *> found;
-    for (const Variant *variant : {
 #ifdef NMSTEP_X86
-             &avx512, &avx2,
+    __builtin_cpu_init();
+    const bool has_fma = __builtin_cpu_supports("fma");
+    const bool has_avx512 = has_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(avx512_bf16());
+    if (has_avx512) found.push_back(&avx512);
+    if (has_fma && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(&avx2);
 #endif
-             &plain})
-        if (has(variant->name)) found.push_back(variant);
+    found.push_back(&plain);
     return found;
 }
 

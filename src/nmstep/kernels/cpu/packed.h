@@ -26,6 +26,11 @@ struct PackedLayout {
     int64_t reach() const { return (groups() - 1) * m + (int64_t{1} << bits()); }
 };
 
+// Whether two kept weights at a time have so few pairs of inputs to pick from that each pair can be laid out.
+inline bool has_few_pairs(const PackedLayout &l) {
+    return l.n == 1 ? l.m == 2 || l.m == 4 : l.n % 2 == 0 && (l.m == 4 || l.m == 8);
+}
+
 // Whether values of this type are multiplied by a scale for each output row.
 template <class V>
 constexpr bool kIsScaled = std::is_same_v<V, int8_t>;

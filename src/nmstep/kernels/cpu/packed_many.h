@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kSums = 8;                // vectors of sums at a time: enough to hide the latency of one
 #if defined(__AVX512F__)
-constexpr int64_t kMostFew = 40;  // rows of a batch that are not worth turning
+constexpr int64_t kMostFew = 40;  // rows of a batch beside whole blocks
 #elif defined(__AVX2__)
 constexpr int64_t kMostFew = 8;
 #else
@@ -73,24 +73,6 @@ inline void store_some(X *to, Floats value, int64_t count) {
     std::copy_n(some, count, to);
 }
 
-// Turns a vector's width of rows of x; rows beyond the batch and inputs beyond the last are zero.
-template <class V, class X>
-void turn_rows(const PackedCall<V, X> &c, int64_t vector) {
-    const int64_t row = vector * kLanes, block = row / c.plan.wide, columns = c.plan.columns(block);
-    const int64_t inputs = c.weight.layout.inputs, reach = c.weight.layout.reach();
-    const int64_t rows = std::min<int64_t>(kLanes, c.plan.turned - row);
-    float *to = c.scratch + block * c.plan.wide * reach + row % c.plan.wide;
-    Floats square[kLanes];
-    const X *from[kLanes];
-    for (int v = 0; v < rows; ++v) from[v] = c.row_of_x(row + v);
-    for (int64_t k = 0; k < reach; k += kLanes) {
-        const int64_t count = std::clamp<int64_t>(inputs - k, 0, kLanes), at = count ? c.windows.input(k) : 0;
-        for (int v = 0; v < kLanes; ++v) square[v] = v < rows ? load_some(from[v] + at, count) : Floats{};
-        turn_square(square);
-        for (int v = 0; v < std::min<int64_t>(kLanes, reach - k); ++v) store(to + (k + v) * columns, square[v]);
-    }
-}
-
 // Some kept weights of a tile's rows, and how far from the slice's beginning their inputs are.
 struct Decoded {
     alignas(64) int32_t offsets[kMostKept * kTile];
@@ -135,8 +117,54 @@ void decode(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t kept, 
     d.values = as_floats(weight.values_of(tile) + begin * kTile, kept * kTile, d.own);
 }
 
+// How the kept weights of a row meet a turned input: one after the other. A row of the turned input is one input, and
+// those that a kept weight can pick from, its unit, are a group's.
+struct OneByOne {
+    static int64_t units(const PackedLayout &l) { return l.groups(); }
+    static int64_t rows(const PackedLayout &l) { return l.m; }      // of the turned input, in a unit
+    static int64_t meetings(const PackedLayout &l) { return l.n; }  // of a row of the weight with them
+    static int64_t depth(const PackedLayout &l) { return l.reach(); }  // rows that may be read, in all
+    // Rows of a batch that are not worth turning.
+    static int64_t few(const PackedLayout &l, int64_t batch) {
+        const int64_t rest = batch % columns_of_block(l);
+        return rest <= kMostFew ? rest : 0;
+    }
+
+    // Writes the rows of the turned input that a square of inputs from k on makes.
+    static void write(const PackedLayout &l, const Floats *square, int64_t k, float *to, int64_t columns) {
+        const int64_t count = std::min<int64_t>(kLanes, l.reach() - k);
+        for (int v = 0; v < count; ++v) store(to + (k + v) * columns, square[v]);
+    }
+
+    template <class V>
+    static void decode(const Packed<V> &weight, int64_t tile, int64_t begin, int64_t count, int64_t columns,
+                       Decoded &d) {
+        nmstep::decode(weight, tile, begin, count, columns, d);
+    }
+
+    static Floats meet(Floats value, Floats x, Floats sum) { return fma_or_not(value, x, sum); }
+};
+
+// Turns a vector's width of rows of x; rows beyond the batch and inputs beyond the last are zero.
+template <class BY, class V, class X>
+void turn_rows(const PackedCall<V, X> &c, int64_t vector) {
+    const int64_t row = vector * kLanes, block = row / c.plan.wide, columns = c.plan.columns(block);
+    const PackedLayout &l = c.weight.layout;
+    const int64_t rows = std::min<int64_t>(kLanes, c.plan.turned - row);
+    float *to = c.scratch + block * c.plan.wide * BY::depth(l) + row % c.plan.wide;
+    Floats square[kLanes];
+    const X *from[kLanes];
+    for (int v = 0; v < rows; ++v) from[v] = c.row_of_x(row + v);
+    for (int64_t k = 0; k < l.reach(); k += kLanes) {
+        const int64_t count = std::clamp<int64_t>(l.inputs - k, 0, kLanes), at = count ? c.windows.input(k) : 0;
+        for (int v = 0; v < kLanes; ++v) square[v] = v < rows ? load_some(from[v] + at, count) : Floats{};
+        turn_square(square);
+        BY::write(l, square, k, to, columns);
+    }
+}
+
 // Adds the products of the kept weights of some rows to their sums.
-template <int ROWS, int VECTORS>
+template <class BY, int ROWS, int VECTORS>
 inline void add_rows(const float *values, const int32_t *offsets, int64_t kept, const float *x, float *sums) {
     Floats own[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -147,7 +175,7 @@ inline void add_rows(const float *values, const int32_t *offsets, int64_t kept, 
             const Floats value = broadcast(values[l * kTile + r]);
             const float *from = x + offsets[l * kTile + r];
 #pragma GCC unroll 8
-            for (int i = 0; i < VECTORS; ++i) own[r][i] = fma_or_not(value, load(from + i * kLanes), own[r][i]);
+            for (int i = 0; i < VECTORS; ++i) own[r][i] = BY::meet(value, load(from + i * kLanes), own[r][i]);
         }
     }
 #pragma GCC unroll 8
@@ -155,36 +183,37 @@ inline void add_rows(const float *values, const int32_t *offsets, int64_t kept, 
 }
 
 // Adds to sums[row][column] of some tiles all that a block of columns gives.
-template <int VECTORS, class V>
+template <class BY, int VECTORS, class V>
 void add_many(const Packed<V> &weight, const float *x, int64_t tile, int64_t end, float *sums) {
     constexpr int64_t kColumns = VECTORS * kLanes;
     constexpr int kRows = std::bit_floor(static_cast<unsigned>(kSums / VECTORS));
     const PackedLayout &l = weight.layout;
-    const int64_t groups = std::max<int64_t>(
-        1, std::min(std::max(kSliceFloats / (kColumns * l.m), divide_up(kLeastKept, l.n)), kMostKept / l.n));
+    const int64_t units = BY::units(l), rows = BY::rows(l), meetings = BY::meetings(l);
+    const int64_t slice = std::max<int64_t>(
+        1, std::min(std::max(kSliceFloats / (kColumns * rows), divide_up(kLeastKept, meetings)), kMostKept / meetings));
     Decoded d;
-    for (int64_t g = 0; g < l.groups(); g += groups) {
-        const int64_t kept = std::min(groups, l.groups() - g) * l.n;
+    for (int64_t u = 0; u < units; u += slice) {
+        const int64_t count = std::min(slice, units - u) * meetings;
         for (int64_t t = tile; t < end; ++t) {
-            decode(weight, t, g * l.n, kept, kColumns, d);
+            BY::decode(weight, t, u * meetings, count, kColumns, d);
             for (int lane = 0; lane < kTile; lane += kRows)
-                add_rows<kRows, VECTORS>(d.values + lane, d.offsets + lane, kept, x + g * l.m * kColumns,
-                                 sums + ((t - tile) * kTile + lane) * kColumns);
+                add_rows<BY, kRows, VECTORS>(d.values + lane, d.offsets + lane, count, x + u * rows * kColumns,
+                                             sums + ((t - tile) * kTile + lane) * kColumns);
         }
     }
 }
 
-template <class V>
+template <class BY, class V>
 void add_many(const Packed<V> &weight, const float *x, int64_t columns, int64_t tile, int64_t end, float *sums) {
     switch (columns / kLanes) {
-        case 1: return add_many<1>(weight, x, tile, end, sums);
-        case 2: return add_many<2>(weight, x, tile, end, sums);
-        case 3: return add_many<3>(weight, x, tile, end, sums);
-        case 4: return add_many<4>(weight, x, tile, end, sums);
-        case 5: return add_many<5>(weight, x, tile, end, sums);
-        case 6: return add_many<6>(weight, x, tile, end, sums);
-        case 7: return add_many<7>(weight, x, tile, end, sums);
-        default: return add_many<8>(weight, x, tile, end, sums);
+        case 1: return add_many<BY, 1>(weight, x, tile, end, sums);
+        case 2: return add_many<BY, 2>(weight, x, tile, end, sums);
+        case 3: return add_many<BY, 3>(weight, x, tile, end, sums);
+        case 4: return add_many<BY, 4>(weight, x, tile, end, sums);
+        case 5: return add_many<BY, 5>(weight, x, tile, end, sums);
+        case 6: return add_many<BY, 6>(weight, x, tile, end, sums);
+        case 7: return add_many<BY, 7>(weight, x, tile, end, sums);
+        default: return add_many<BY, 8>(weight, x, tile, end, sums);
     }
 }
 
@@ -207,21 +236,22 @@ void write_many(const PackedCall<V, X> &c, const float *sums, int64_t block, int
         }
 }
 
-template <class V, class X>
+template <class BY, class V, class X>
 void multiply_many(const PackedCall<V, X> &c, int64_t block, int64_t row_block, float *sums) {
     const PackedLayout &l = c.weight.layout;
     const int64_t tile = row_block * c.plan.tiles, end = std::min(tile + c.plan.tiles, l.tiles());
     const int64_t columns = c.plan.columns(block), first = tile * kTile;
     for (int64_t row = first; row < end * kTile; ++row)
         std::fill_n(sums + (row - first) * columns, columns, c.weight.begin(row));
-    add_many(c.weight, c.scratch + block * c.plan.wide * l.reach(), columns, tile, end, sums);
+    add_many<BY>(c.weight, c.scratch + block * c.plan.wide * BY::depth(l), columns, tile, end, sums);
     write_many(c, sums, block, first, end * kTile);
 }
 
+template <class BY>
 PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
     PackedPlan p{};
     p.wide = columns_of_block(l);
-    p.few = batch % p.wide <= kMostFew ? batch % p.wide : 0;
+    p.few = BY::few(l, batch);
     p.turned = batch - p.few;
     p.blocks = divide_up(p.turned, p.wide);
     const int64_t vectors = divide_up(p.turned, kLanes);
@@ -231,7 +261,7 @@ PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
     p.row_blocks = divide_up(l.tiles(), p.tiles);
     p.few_blocks = p.few ? divide_up(l.tiles(), kFewTiles) : 0;
     p.stride = (divide_up(l.reach(), 16) | 1) * 16;  // an odd number of cache lines: rows do not meet in one set
-    p.few_at = vectors * kLanes * l.reach();
+    p.few_at = vectors * kLanes * BY::depth(l);
     p.scratch = p.few_at + p.few * p.stride;
     p.turns = vectors + p.few;
     p.products = p.blocks * p.row_blocks + p.few_blocks;
@@ -239,24 +269,24 @@ PackedPlan plan_product(const PackedLayout &l, int64_t batch, int threads) {
 }
 
 // Fills the scratch with the batch as the products read it.
-template <class V, class X>
+template <class BY, class V, class X>
 void turn(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
     const int64_t vectors = c.plan.turns - c.plan.few;
     for (int64_t i = begin; i < end; ++i) {
         if (i < vectors)
-            turn_rows(c, i);
+            turn_rows<BY>(c, i);
         else
             copy_row(c, i - vectors);
     }
 }
 
-template <class V, class X>
+template <class BY, class V, class X>
 void multiply(const PackedCall<V, X> &c, int64_t begin, int64_t end) {
     const int64_t many = c.plan.blocks * c.plan.row_blocks;
     const auto sums = aligned<float>(begin < many ? c.plan.tiles * kTile * c.plan.wide : 0);
     for (int64_t i = begin; i < end; ++i) {
         if (i < many)
-            multiply_many(c, i / c.plan.row_blocks, i % c.plan.row_blocks, sums.get());
+            multiply_many<BY>(c, i / c.plan.row_blocks, i % c.plan.row_blocks, sums.get());
         else
             multiply_few(c, i - many);
     }

@@ -259,6 +259,16 @@ private:
 }  // namespace
 
 void add_packed(nb::module_ &module) {
+    module.def("goes_by_pairs",
+               [](int64_t n, int64_t m) {
+#ifdef NMSTEP_X86
+                   return active_variant().bf16_products.of_bf16.multiply == products_by_pairs.multiply &&
+                          has_few_pairs(layout_of(1, m, n, m));
+#else
+                   return false;
+#endif
+               },
+               "n"_a, "m"_a, "Whether products of bfloat16 with this pattern take two kept weights at a time.");
     nb::class_<PackedWeight>(module, "PackedWeight")
         .def("__init__",
              [](PackedWeight *self, const ReadOnly &values, const ReadOnly &indices,

@@ -25,7 +25,7 @@ constexpr Steps<T, V> steps() {
 
 template <class V, class X>
 constexpr PackedProducts<V, X> products() {
-    return {&plan_product, &turn<V, X>, &multiply<V, X>, &expand<V, X>};
+    return {&plan_product<OneByOne>, &turn<OneByOne, V, X>, &multiply<OneByOne, V, X>, &expand<V, X>};
 }
 
 template <class V>

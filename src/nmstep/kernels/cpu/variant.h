@@ -63,4 +63,7 @@ struct Variant {
 
 extern const Variant plain, avx2, avx512;
 
+// For `avx512` on processors that multiply pairs of bf16 values.
+extern const PackedProducts<bf16, bf16> products_by_pairs;
+
 }  // namespace nmstep
