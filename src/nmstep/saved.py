@@ -14,6 +14,7 @@ from nmstep.optim import record
 from nmstep.optim.adamw import FROZEN
 from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
 from nmstep.optim.stored_parts import check_keys, check_values, load_, positions
+from nmstep.ranks import Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import SparsityPlan
 
@@ -45,6 +46,7 @@ class SavedState:
         self._sparse = sparse
         self._machine = machine
         self._loaded: tuple[dict[str, Any] | None, list[dict[str, Any]]] | None = None
+        self._bare: dict[Tensor, dict[str, Any]] = {}  # what look() found, without what is the method's own
 
     def before_save(self, optimizer: Optimizer) -> None:
         """A state-dict pre-hook."""
@@ -74,8 +76,8 @@ class SavedState:
             self._machine.load(saved)
             load_(self._sparse, values)
 
-    def adopt(self) -> bool:
-        """Continues from a state that was loaded before the optimizer was sparsified, if there is one.
+    def look(self) -> int | None:
+        """Looks for a state that was loaded before the optimizer was sparsified, and returns the step it is of.
 
         Raises:
             ValueError: the state is a copy without its record, or belongs to another recipe, plan or model.
@@ -87,13 +89,31 @@ class SavedState:
                     "this optimizer is a copy of a sparsified one, without the record of where it stood; copy it "
                     "by new.load_state_dict(old.state_dict()) instead"
                 )
-            return False
+            return None
         groups = [{"params": list(group["params"])} for group in self._optimizer.param_groups]
         state_dict: dict[str, Any] = {"param_groups": groups, "state": live}
         self._loaded = self._take(state_dict)
-        for p in list(live):
-            live[p] = state_dict["state"].get(p, {})
-        self.after_load(self._optimizer)
+        self._bare = state_dict["state"]
+        saved = self._loaded[0]
+        return None if saved is None else int(saved["step"])
+
+    def adopt(self, ranks: Ranks) -> bool:
+        """Goes on from the state that :meth:`look` found, if there is one; where a rank cannot, none does.
+
+        Raises:
+            Exception: what was raised on some rank; then the optimizer's state is as it was.
+        """
+        if self._loaded is None:
+            return False
+        live, bare = self._optimizer.state, self._bare
+        before = {p: dict(state) for p, state in live.items()}
+
+        def take() -> None:
+            live.update({p: dict(bare.get(p, {})) for p in before})
+            self.after_load(self._optimizer)
+
+        ranks.together(take, undo=lambda: live.update(before))
+        self._bare = {}
         return True
 
     def make_room(self, stored: Callable[[Tensor, str], tuple[int, ...] | None]) -> None:
