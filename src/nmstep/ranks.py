@@ -16,7 +16,8 @@ ProcessGroup = Any | Literal["world"] | None
 
 _FAILED = 100
 _KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (ValueError, TypeError, RuntimeError, FloatingPointError)
+    kind.__name__: kind
+    for kind in (ValueError, TypeError, RuntimeError, FloatingPointError, FileNotFoundError, MemoryError)
 }
 
 

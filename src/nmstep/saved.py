@@ -20,6 +20,8 @@ from nmstep.sparsity_plan import SparsityPlan
 
 __all__ = ["SavedState"]
 
+Stored = Callable[[Tensor, str], tuple[int, ...] | None]
+
 
 class SavedState:
     """What a sparsifier saves, and how it takes that back; a method for each hook of the optimizer.
@@ -30,6 +32,7 @@ class SavedState:
         plan: the plan in force.
         sparse: the optimizer's sparse parameters.
         machine: the state machine.
+        ranks: who trains the model together.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class SavedState:
         plan: SparsityPlan,
         sparse: SparseStep,
         machine: StateMachine,
+        ranks: Ranks,
     ) -> None:
         self._optimizer = optimizer
         self._recipe = recipe
         self._plan = plan
         self._sparse = sparse
         self._machine = machine
+        self._ranks = ranks
         self._loaded: tuple[dict[str, Any] | None, list[dict[str, Any]]] | None = None
         self._bare: dict[Tensor, dict[str, Any]] = {}  # what look() found, without what is the method's own
 
@@ -97,7 +102,7 @@ class SavedState:
         saved = self._loaded[0]
         return None if saved is None else int(saved["step"])
 
-    def adopt(self, ranks: Ranks) -> bool:
+    def adopt(self) -> bool:
         """Goes on from the state that :meth:`look` found, if there is one; where a rank cannot, none does.
 
         Raises:
@@ -112,32 +117,43 @@ class SavedState:
             live.update({p: dict(bare.get(p, {})) for p in before})
             self.after_load(self._optimizer)
 
-        ranks.together(take, undo=lambda: live.update(before))
+        self._ranks.together(take, undo=lambda: live.update(before))
         self._bare = {}
         return True
 
-    def make_room(self, stored: Callable[[Tensor, str], tuple[int, ...] | None]) -> None:
+    def make_room(self, read: Callable[[], Stored]) -> None:
         """Makes the optimizer's state such that a distributed checkpoint finds a place for all that it holds.
 
         Args:
-            stored: returns the shape of what is stored of a parameter under a key of its state, or None.
+            read: reads the checkpoint, and returns what says the shape of what is stored of a parameter under a key
+                of its state, or None.
 
         Raises:
             RuntimeError: this sparsifier has taken steps.
-            ValueError: nothing is stored by a sparsifier.
+            ValueError: nothing is stored by a sparsifier; or the ranks read different checkpoints.
+            Exception: what ``read`` raised on some rank, on all of them.
         """
-        if self._machine.step:
-            raise RuntimeError(
-                f"this sparsifier has taken {self._machine.step} steps; load into a fresh model, optimizer and "
-                f"sparsifier"
-            )
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        records = {p: shape for p in parameters if (shape := stored(p, record.RECORD)) is not None}
-        if not records:
-            raise ValueError(
-                "the checkpoint holds no record of a sparsifier in the state of this optimizer's parameters: load "
-                "a dense checkpoint before nmstep.sparsify"
-            )
+        records: dict[Tensor, tuple[int, ...]] = {}
+        stored: Stored = _nothing
+
+        def look() -> dict[str, str]:
+            nonlocal stored
+            if self._machine.step:
+                raise RuntimeError(
+                    f"this sparsifier has taken {self._machine.step} steps; load into a fresh model, optimizer and "
+                    f"sparsifier"
+                )
+            stored = read()
+            records.update({p: shape for p in parameters if (shape := stored(p, record.RECORD)) is not None})
+            if not records:
+                raise ValueError(
+                    "the checkpoint holds no record of a sparsifier in the state of this optimizer's parameters: "
+                    "load a dense checkpoint before nmstep.sparsify"
+                )
+            return {"the checkpoint's record": str(list(records.values()))}
+
+        self._ranks.agree(look)
         _initialise(self._optimizer)
         for p in parameters:
             state = self._optimizer.state[p]
@@ -176,6 +192,10 @@ class SavedState:
                 "load dense states before nmstep.sparsify"
             )
         return saved, values
+
+
+def _nothing(p: Tensor, key: str) -> None:
+    del p, key
 
 
 def _initialise(optimizer: Optimizer) -> None:

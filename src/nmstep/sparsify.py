@@ -108,12 +108,12 @@ class Sparsifier(Views):
             self._machine = StateMachine(
                 optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace, ranks=ranks
             )
-            self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine)
+            self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine, ranks)
             goes_on = {"the step that the optimizer's state is of": repr(self.saved.look())}
             return goes_on | what_must_agree(self.plan, optimizer, recipe, on_nonfinite, trace)
 
         ranks.agree(prepare)
-        if not self.saved.adopt(ranks):
+        if not self.saved.adopt():
             self._machine.begin()
         self._handles = [
             # Called as they are where torch.compile traces the step: traced, the first step was lost.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ranked
 import refused
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from refused import told
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -18,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 import nmstep
 from nmstep import STEP, AdamW, AutoSwitch, SwitchAt, TraceOptions, sparsify
+from nmstep.integrations.distributed import prepare_load
 from nmstep.kernels import masks as kernels
 from nmstep.shards import local
 
@@ -161,6 +165,25 @@ def state_on_one_rank() -> str:
     return told(lambda: sparsify(ranked.ddp(model), optimizer, recipe))
 
 
+def checkpoint_unseen() -> tuple[str, bool]:
+    """A folder that one rank cannot see, as where it is on another machine's disk."""
+    model = ranked.fsdp(ranked.net())
+    optimizer = AdamW(model.parameters())
+    sparsify(model, optimizer, STEP("2:4", switch=SwitchAt(5)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = [Path(folder)]
+        dist.broadcast_object_list(path, 0)
+        twin = ranked.fsdp(ranked.net())
+        other = AdamW(twin.parameters())
+        sparsify(twin, other, STEP("2:4", switch=SwitchAt(5)))
+        weights, state = get_state_dict(twin, other)
+        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path[0] / "saved")
+        place = path[0] / ("elsewhere" if is_other() else "saved")
+        error = told(lambda: prepare_load(model, optimizer, place))
+        dist.barrier()
+    return error.replace(str(path[0]), ""), not optimizer.state
+
+
 def nonfinite_ignored() -> tuple[int, int, int | None, bool]:
     """Nothing is looked at, and nothing skipped: all ranks count the step, and switch at the same one."""
     model = ranked.fsdp(ranked.net())
@@ -242,6 +265,7 @@ CASES: tuple[Callable[[], Any], ...] = (
     no_room_at_the_switch,
     bad_state,
     state_on_one_rank,
+    checkpoint_unseen,
     nonfinite_ignored,
     left_out_by_a_scaler,
     written_before_a_sample,

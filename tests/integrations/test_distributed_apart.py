@@ -54,7 +54,14 @@ def test_a_mesh_of_one_rank_needs_no_group(found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("case", ["no_room_at_once", "no_room_at_the_switch"])
 def test_masks_start_on_all_ranks_or_on_none(found: list[dict[str, Any]], case: str) -> None:
-    assert [told[case] for told in found] == [("RuntimeError: on rank 1: no room", True)] * 2
+    assert [told[case] for told in found] == [("MemoryError: on rank 1: no room", True)] * 2
+
+
+def test_a_checkpoint_that_one_rank_cannot_see(found: list[dict[str, Any]]) -> None:
+    for told in found:
+        error, untouched = told["checkpoint_unseen"]
+        assert re.match(r"FileNotFoundError: on rank 1: .*elsewhere/\.metadata", error), error
+        assert untouched
 
 
 def test_ignored_gradients_are_counted_alike(found: list[dict[str, Any]]) -> None:

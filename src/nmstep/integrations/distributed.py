@@ -6,7 +6,7 @@ Training itself needs nothing from here: :func:`nmstep.sparsify` finds torch.dis
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,8 +54,12 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
             f"inner optimizer"
         )
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
-    sizes = _of_states(stored_sizes(checkpoint))
-    sparsifier.saved.make_room(lambda p, key: sizes.get(f"{names[p]}.{key}"))
+
+    def read() -> Callable[[Tensor, str], tuple[int, ...] | None]:
+        sizes = _of_states(stored_sizes(checkpoint))
+        return lambda p, key: sizes.get(f"{names[p]}.{key}")
+
+    sparsifier.saved.make_room(read)
 
 
 def _of_states(stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ class Tracker(Protocol):
     """What a tracker must be able to do; wrap any other in a class of these three methods."""
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Is told of a run before its first values.
+        """Is told of a run before its first values, and once more where an earlier state was loaded into it.
 
         Args:
             settings: what the run is, as JSON values.
