@@ -129,6 +129,9 @@ def test_a_switch_in_the_run_masks_all_or_nothing(once: bool, second_fails: Call
     assert sparsifier.phase == "dense"
     assert_same(model, weights(twin))
     assert not any("pruned" in state or "mask" in state for state in optimizer.state.values())
+    steps(model, optimizer, 1, first=3)  # there is room again
+    assert (sparsifier.phase, sparsifier.switch_step) == ("sparse", 4)
+    assert nmstep.verify(model, "2:4").ok
 
 
 def test_a_variance_that_cannot_be_cast_leaves_a_run_that_has_switched(

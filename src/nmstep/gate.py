@@ -107,8 +107,8 @@ class Gate:
         except Exception as error:
             if self._ranks.size > 1:
                 error.add_note(
-                    "This rank told no other: let the error end its process, which ends the others in their next "
-                    "exchange, or after the process group's timeout."
+                    "No word of this went to other ranks: those that did not find the same wait in their next "
+                    "exchange until this process ends, so let it, or until the process group's timeout."
                 )
             raise
 

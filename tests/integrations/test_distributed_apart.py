@@ -84,7 +84,7 @@ def test_a_rank_that_ends_with_an_error_takes_the_others_with_it() -> None:
     waiting, ended = launched(2, apart.written_between, timeout=60)
     assert ended[0] == "raised"
     assert "ValueError: '2.weight' was written to since the last step" in ended[1]
-    assert "This rank told no other: let the error end its process" in ended[1]
+    assert "No word of this went to other ranks: those that" in ended[1]
     kind, (error, seconds) = waiting
     assert kind == "done"
     assert error
