@@ -50,12 +50,13 @@ def sparsify(
             that the host need not wait for the gradients; ``"skip"`` waits.
         trace: how much is recorded; see :class:`TraceOptions`.
         process_group: who trains the model together, all of whom must call this: all ranks of torch.distributed
-            where it is initialised (``"world"``), a process group, or None where each process trains a model of
-            its own.
+            where it is initialised (``"world"``), a process group that holds every rank which has a part of the
+            model, or None where each process trains a model of its own.
 
     Raises:
         ValueError: the optimizer lacks planned parameters, or a sparsifier is attached already, or it is
-            of a kind that the recipe cannot work with; ranks differ; or a group would lie on several ranks.
+            of a kind that the recipe cannot work with; ranks differ; or a group would lie on several ranks, or a
+            part of the model on a rank outside the process group.
 
     Example:
         >>> from nmstep import AdamW, SRSTE, verify
