@@ -9,6 +9,7 @@ from torch.optim import LBFGS, Optimizer
 
 from nmstep.kernels import status
 from nmstep.optim.adamw import AdamW
+from nmstep.optim.settings import hyperparameters
 from nmstep.optim.variance import has_variance
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import SparsityPlan
@@ -104,4 +105,4 @@ def what_must_agree(
         "trace": repr(options),
         "the work of nmstep's kernels": "done by torch" if status().active == "torch" else "compiled",
     }
-    return {**settings, **planned, **more}
+    return {**settings, **planned, **more, **hyperparameters(optimizer)}

@@ -143,6 +143,7 @@ class StateMachine:
         if isinstance(self._optimizer, AdamW):
             self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
         self._gate.start_anew()
+        self.trace.rewind(self.step)
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -221,17 +222,15 @@ class StateMachine:
 
     def _is_a_step(self) -> bool:
         """Whether this call counts, after the gradients were looked at."""
+        sampled = self.phase == "sparse" and self._is_sample(self._options.layers_every)
         call = self._gate.look(
             self.step + 1,
-            check=self._check,
-            where={"the step": str(self.step), "the step at which masks started": str(self.switch_step)},
+            check=lambda: self._sparse.check(thorough=sampled) if self.phase == "sparse" else None,
+            where={"the step": self.step, "the step at which masks started": self.switch_step},
+            is_shared=sampled,
         )
         self.skipped_steps += call == Call.SKIPPED
         return call == Call.STEP
-
-    def _check(self) -> None:
-        if self.phase == "sparse":
-            self._sparse.check(thorough=self._is_sample(self._options.layers_every))
 
     def _observe(self, row: dict[str, float | Tensor]) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""
@@ -259,9 +258,15 @@ class StateMachine:
         return self.phase == "dense" and switch is not None and switch.needs_variance
 
     def _start(self, reason: str) -> None:
-        """Starts the masks, and freezes the variance where the recipe does."""
-        recipe = self.recipe
-        self._sparse.start_(self.pattern_of, once=recipe.mask == "once")
+        """Starts the masks, and freezes the variance where the recipe does; all ranks do, or none."""
+        recipe, once = self.recipe, self.recipe.mask == "once"
+
+        self._ranks.together(
+            lambda: self._sparse.start_(self.pattern_of, once=once), undo=self._sparse.take_back_
+        )
+        self._sparse.settle_start(once=once)
+        self.switch_step, self.switch_reason = self.step, reason
+        self._seen.drain()
         if recipe.freeze != "none":
             assert isinstance(self._optimizer, AdamW)
             chosen = None if recipe.freeze == "all" else [p for _, p in self._sparse]
@@ -271,8 +276,6 @@ class StateMachine:
                 eps_root=recipe.eps_root,
                 dtype=recipe.preconditioner_dtype,
             )
-        self._seen.drain()
-        self.switch_step, self.switch_reason = self.step, reason
 
     def _wants_variance(self) -> bool:
         if self.phase == "sparse" and self.recipe.freeze != "none":

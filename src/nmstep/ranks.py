@@ -16,7 +16,8 @@ ProcessGroup = Any | Literal["world"] | None
 
 _FAILED = 100
 _KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (ValueError, TypeError, RuntimeError, FloatingPointError)
+    kind.__name__: kind
+    for kind in (ValueError, TypeError, RuntimeError, FloatingPointError, FileNotFoundError, MemoryError)
 }
 
 
@@ -39,6 +40,9 @@ class Ranks:
     def __init__(self, group: ProcessGroup) -> None:
         self.size = 1
         self._group: Any = None
+        alone = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        #: The ranks of the group, as torch.distributed counts all of them.
+        self.members: tuple[int, ...] = (alone,)
         if group is None or not (dist.is_available() and dist.is_initialized()):
             if group not in (None, "world"):
                 raise ValueError(f"process_group={group!r}: torch.distributed is not initialised")
@@ -50,6 +54,7 @@ class Ranks:
                 f"is in, or None for a model that this process trains alone"
             )
         self.size = dist.get_world_size(self._group)
+        self.members = tuple(dist.get_process_group_ranks(self._group))
         self._devices = [torch.device(device).type for device in self._group._device_types]
 
     def sum(self, values: Tensor) -> Tensor:
@@ -81,6 +86,27 @@ class Ranks:
             self._raise(self._gather((type(error).__name__, str(error)) if error else None), error)
         return worst
 
+    def together(self, do: Callable[[], None], *, undo: Callable[[], None]) -> None:
+        """Does something on every rank, or on none.
+
+        Args:
+            do: changes nothing where it raises.
+            undo: undoes it; called where ``do`` raised on any rank, on the others too.
+
+        Raises:
+            Exception: as :meth:`worst`.
+        """
+
+        def look() -> int:
+            do()
+            return 0
+
+        try:
+            self.worst(look)
+        except BaseException:
+            undo()
+            raise
+
     def agree(self, look: Callable[[], Mapping[str, str]]) -> None:
         """Raises on every rank, with the same message, unless ``look`` returns the same on all of them.
 
@@ -108,7 +134,9 @@ class Ranks:
         differences = [
             f"{name} is {first.get(name, 'not there')} on rank 0 and {other.get(name, 'not there')} on rank {rank}"
             for rank, (_, other) in enumerate(found)
-            for name in sorted({*first, *other})
+            for name in sorted(
+                {*first, *other}, key=lambda name: (name not in first or name not in other, name)
+            )
             if first.get(name) != other.get(name)
         ]
         if differences:

@@ -14,10 +14,13 @@ from nmstep.optim import record
 from nmstep.optim.adamw import FROZEN
 from nmstep.optim.sparse_step import MASK, PRUNED, SparseStep
 from nmstep.optim.stored_parts import check_keys, check_values, load_, positions
+from nmstep.ranks import Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import SparsityPlan
 
 __all__ = ["SavedState"]
+
+Stored = Callable[[Tensor, str], tuple[int, ...] | None]
 
 
 class SavedState:
@@ -29,6 +32,7 @@ class SavedState:
         plan: the plan in force.
         sparse: the optimizer's sparse parameters.
         machine: the state machine.
+        ranks: who trains the model together.
     """
 
     def __init__(
@@ -38,13 +42,16 @@ class SavedState:
         plan: SparsityPlan,
         sparse: SparseStep,
         machine: StateMachine,
+        ranks: Ranks,
     ) -> None:
         self._optimizer = optimizer
         self._recipe = recipe
         self._plan = plan
         self._sparse = sparse
         self._machine = machine
+        self._ranks = ranks
         self._loaded: tuple[dict[str, Any] | None, list[dict[str, Any]]] | None = None
+        self._bare: dict[Tensor, dict[str, Any]] = {}  # what look() found, without what is the method's own
 
     def before_save(self, optimizer: Optimizer) -> None:
         """A state-dict pre-hook."""
@@ -74,8 +81,8 @@ class SavedState:
             self._machine.load(saved)
             load_(self._sparse, values)
 
-    def adopt(self) -> bool:
-        """Continues from a state that was loaded before the optimizer was sparsified, if there is one.
+    def look(self) -> int | None:
+        """Looks for a state that was loaded before the optimizer was sparsified, and returns the step it is of.
 
         Raises:
             ValueError: the state is a copy without its record, or belongs to another recipe, plan or model.
@@ -87,37 +94,66 @@ class SavedState:
                     "this optimizer is a copy of a sparsified one, without the record of where it stood; copy it "
                     "by new.load_state_dict(old.state_dict()) instead"
                 )
-            return False
+            return None
         groups = [{"params": list(group["params"])} for group in self._optimizer.param_groups]
         state_dict: dict[str, Any] = {"param_groups": groups, "state": live}
         self._loaded = self._take(state_dict)
-        for p in list(live):
-            live[p] = state_dict["state"].get(p, {})
-        self.after_load(self._optimizer)
+        self._bare = state_dict["state"]
+        saved = self._loaded[0]
+        return None if saved is None else int(saved["step"])
+
+    def adopt(self) -> bool:
+        """Goes on from the state that :meth:`look` found, if there is one; where a rank cannot, none does.
+
+        Raises:
+            Exception: what was raised on some rank; then the optimizer's state is as it was.
+        """
+        if self._loaded is None:
+            return False
+        live, bare = self._optimizer.state, self._bare
+        before = {p: dict(state) for p, state in live.items()}
+
+        def take() -> None:
+            live.update({p: dict(bare.get(p, {})) for p in before})
+            self.after_load(self._optimizer)
+
+        self._ranks.together(take, undo=lambda: live.update(before))
+        self._bare = {}
         return True
 
-    def make_room(self, stored: Callable[[Tensor, str], tuple[int, ...] | None]) -> None:
+    def make_room(self, read: Callable[[], Stored]) -> None:
         """Makes the optimizer's state such that a distributed checkpoint finds a place for all that it holds.
 
         Args:
-            stored: returns the shape of what is stored of a parameter under a key of its state, or None.
+            read: reads the checkpoint, and returns what says the shape of what is stored of a parameter under a key
+                of its state, or None.
 
         Raises:
             RuntimeError: this sparsifier has taken steps.
-            ValueError: nothing is stored by a sparsifier.
+            ValueError: nothing is stored by a sparsifier; or the ranks read different checkpoints.
+            Exception: what ``read`` raised on some rank, on all of them.
         """
-        if self._machine.step:
-            raise RuntimeError(
-                f"this sparsifier has taken {self._machine.step} steps; load into a fresh model, optimizer and "
-                f"sparsifier"
-            )
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        records = {p: shape for p in parameters if (shape := stored(p, record.RECORD)) is not None}
-        if not records:
-            raise ValueError(
-                "the checkpoint holds no record of a sparsifier in the state of this optimizer's parameters: load "
-                "a dense checkpoint before nmstep.sparsify"
-            )
+        records: dict[Tensor, tuple[int, ...]] = {}
+        stored: Stored = _nothing
+
+        def look() -> dict[str, str]:
+            nonlocal stored
+            if self._machine.step:
+                raise RuntimeError(
+                    f"this sparsifier has taken {self._machine.step} steps; load into a fresh model, optimizer and "
+                    f"sparsifier"
+                )
+            stored = read()
+            records.update({p: shape for p in parameters if (shape := stored(p, record.RECORD)) is not None})
+            if not records:
+                raise ValueError(
+                    "the checkpoint holds no record of a sparsifier in the state of this optimizer's parameters: "
+                    "load a dense checkpoint before nmstep.sparsify"
+                )
+            return {"the checkpoint's record": str(list(records.values()))}
+
+        self._ranks.agree(look)
         _initialise(self._optimizer)
         for p in parameters:
             state = self._optimizer.state[p]
@@ -156,6 +192,10 @@ class SavedState:
                 "load dense states before nmstep.sparsify"
             )
         return saved, values
+
+
+def _nothing(p: Tensor, key: str) -> None:
+    del p, key
 
 
 def _initialise(optimizer: Optimizer) -> None:

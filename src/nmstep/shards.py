@@ -7,12 +7,22 @@ the others. That needs every group to lie whole on one rank, which :func:`check_
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["aligned", "check_shards", "copies", "is_sharded", "local", "placed_like", "touch"]
+__all__ = [
+    "aligned",
+    "check_members",
+    "check_shards",
+    "copies",
+    "is_sharded",
+    "local",
+    "placed_like",
+    "touch",
+]
 
 _ORDINARY = (Tensor, nn.Parameter)
 
@@ -77,6 +87,27 @@ def copies(tensor: Tensor, ranks: int) -> float:
     for size, placement in zip(spec.device_mesh.shape, spec.placements, strict=True):
         found *= size if placement.is_replicate() else 1
     return found
+
+
+def check_members(tensor: Tensor, members: Collection[int]) -> None:
+    """Raises ValueError where parts of a parameter lie on ranks that are not said to train it.
+
+    Args:
+        tensor: the parameter.
+        members: the ranks that train the model together, as torch.distributed counts all of them.
+
+    Raises:
+        ValueError: its mesh holds another rank.
+    """
+    if not is_sharded(tensor):
+        return
+    mesh = [int(rank) for rank in _spec(tensor).device_mesh.mesh.flatten()]
+    if set(mesh) - set(members):
+        raise ValueError(
+            f"a parameter of shape {tuple(tensor.shape)} is cut over the ranks {mesh}, but process_group is of the "
+            f"ranks {sorted(members)} alone: sums over the model would lack the others' parts. Give "
+            f"nmstep.sparsify a process group of all ranks that hold the model, or leave it at 'world'"
+        )
 
 
 def check_shards(name: str, tensor: Tensor, *, dim: int, m: int) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED, check_arguments, what_must_agree
-from nmstep.kernels import split_
 from nmstep.machine import Phase, StateMachine, target
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.sparse_step import SparseStep
+from nmstep.optim.splitting import split_all_
 from nmstep.patterns import NMPattern
 from nmstep.plan import PlanEntry, SparsityPlan, plan
 from nmstep.ranks import ProcessGroup, Ranks
@@ -50,12 +50,13 @@ def sparsify(
             that the host need not wait for the gradients; ``"skip"`` waits.
         trace: how much is recorded; see :class:`TraceOptions`.
         process_group: who trains the model together, all of whom must call this: all ranks of torch.distributed
-            where it is initialised (``"world"``), a process group, or None where each process trains a model of
-            its own.
+            where it is initialised (``"world"``), a process group that holds every rank which has a part of the
+            model, or None where each process trains a model of its own.
 
     Raises:
         ValueError: the optimizer lacks planned parameters, or a sparsifier is attached already, or it is
-            of a kind that the recipe cannot work with; ranks differ; or a group would lie on several ranks.
+            of a kind that the recipe cannot work with; ranks differ; or a group would lie on several ranks, or a
+            part of the model on a rank outside the process group.
 
     Example:
         >>> from nmstep import AdamW, SRSTE, verify
@@ -104,14 +105,15 @@ class Sparsifier(Views):
             self.plan = _plan(model, recipe)
             found = self.plan.resolve(model)
             self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
-            self._sparse.check_shards()
+            self._sparse.check_shards(ranks.members)
             self._machine = StateMachine(
                 optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace, ranks=ranks
             )
-            return what_must_agree(self.plan, optimizer, recipe, on_nonfinite, trace)
+            self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine, ranks)
+            goes_on = {"the step that the optimizer's state is of": repr(self.saved.look())}
+            return goes_on | what_must_agree(self.plan, optimizer, recipe, on_nonfinite, trace)
 
         ranks.agree(prepare)
-        self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine)
         if not self.saved.adopt():
             self._machine.begin()
         self._handles = [
@@ -205,9 +207,7 @@ class Sparsifier(Views):
                 f"it was applied now in one shot, which usually costs accuracy",
                 stacklevel=2,
             )
-            with torch.no_grad():
-                for entry, p in self._sparse:
-                    split_(p, target(entry), dim=entry.dim or 0, pad=entry.pad)
+            split_all_(self._sparse, target)
         self._sparse.forget()
         if isinstance(self._optimizer, AdamW):
             self._optimizer.unfreeze_variance_()

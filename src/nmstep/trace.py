@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from nmstep.switching import VarianceStats
 
-__all__ = ["Trace", "TraceOptions", "stats_of", "switch_values", "variance_row"]
+__all__ = ["Trace", "TraceOptions", "TraceReader", "stats_of", "switch_values", "variance_row"]
 
 _SWITCH_READS = ("z", "v_norm1", "v_norm2", "z_geometric")
 _COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_unchanged", "z_mean")
@@ -64,6 +66,8 @@ class Trace:
         self.d = d
         self.threshold = threshold
         self.layers: list[dict[str, Any]] = []
+        #: Who is told when the trace is rewound.
+        self.readers: WeakSet[TraceReader] = WeakSet()
         self._block = block
         self._columns = {name: array("d") for name in _COLUMNS}
         self._pending: list[dict[str, float | Tensor]] = []
@@ -108,6 +112,16 @@ class Trace:
                 )
         self._pending_layers.clear()
 
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after ``step``: an earlier state was loaded, and the run goes on from there."""
+        self.flush()
+        kept = bisect_right(self._columns["step"], step)
+        for column in self._columns.values():
+            del column[kept:]
+        del self.layers[bisect_right(self.layers, step, key=lambda layer: int(layer["step"])) :]
+        for reader in self.readers:
+            reader.follow(self, step)
+
     def rows(self, start: int = 0) -> list[dict[str, Any]]:
         """Returns the recorded steps from the ``start``-th row on, missing values as None.
 
@@ -140,6 +154,38 @@ class Trace:
             for row in self.rows()
             if row["z"] is not None
         ]
+
+
+class TraceReader:
+    """Reads on in a trace from where it was read to, or rewound to.
+
+    Args:
+        trace: of which nothing is read that is there already.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        trace.flush()
+        self._trace, self._rows, self._layers = trace, len(trace), len(trace.layers)
+        self._rewound: int | None = None
+        trace.readers.add(self)
+
+    def news(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Returns the rows of steps and of layers that were recorded since the last time."""
+        rows = self._trace.rows(self._rows)
+        layers = self._trace.layers[self._layers :]
+        self._rows, self._layers = self._rows + len(rows), self._layers + len(layers)
+        return rows, layers
+
+    def rewound(self) -> int | None:
+        """Returns the earliest step that the trace was rewound to since the last time, or None."""
+        found, self._rewound = self._rewound, None
+        return found
+
+    def follow(self, trace: Trace, step: int) -> None:
+        """Is told that the trace was rewound to ``step``."""
+        if len(trace) < self._rows or len(trace.layers) < self._layers:
+            self._rewound = step if self._rewound is None else min(step, self._rewound)
+        self._rows, self._layers = min(self._rows, len(trace)), min(self._layers, len(trace.layers))
 
 
 def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Tensor]:

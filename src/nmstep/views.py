@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from nmstep.kernels import split_
 from nmstep.machine import StateMachine, target
 from nmstep.optim.sparse_step import PRUNED, SparseStep
+from nmstep.optim.splitting import put_back_, split_all_
 from nmstep.sparsity_plan import SparsityPlan
 
 __all__ = ["Views"]
@@ -39,16 +40,13 @@ class Views:
         if self._machine.phase == "sparse" or not self.plan.sparse:
             yield
             return
-        with torch.no_grad():
-            cut = [(p, split_(p, target(e), dim=e.dim or 0, pad=e.pad)) for e, p in self._sparse]
+        cut = split_all_(self._sparse, target)
         self._show("masked")
         try:
             yield
         finally:
             self._show(None)
-            with torch.no_grad():
-                for p, pruned in cut:
-                    p.add_(pruned)
+            put_back_(cut)
 
     @contextmanager
     def latent(self) -> Iterator[None]:
@@ -77,11 +75,9 @@ class Views:
             self._sparse.check()
         states = [(p, self._sparse.optimizer.state.get(p, {})) for _, p in self._sparse]
         cut = [(p, state[PRUNED]) for p, state in states if PRUNED in state]
-        with torch.no_grad():
-            for p, pruned in cut:
-                p.add_(pruned)
-        self._show("latent")
         try:
+            put_back_(cut)
+            self._show("latent")
             yield
         finally:
             self._show(None)

@@ -6,13 +6,14 @@ Training itself needs nothing from here: :func:`nmstep.sparsify` finds torch.dis
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED
+from nmstep.integrations.checkpoint_metadata import stored_sizes
 from nmstep.sparsity_plan import unwrap
 
 __all__ = ["prepare_load"]
@@ -38,8 +39,12 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
         optimizer: its optimizer, after :func:`nmstep.sparsify` with the recipe that it was saved with.
         checkpoint: the checkpoint's folder, or a ``StorageReader`` of torch.distributed.checkpoint.
 
+    The checkpoint's ``.metadata`` is read without running what may be in it, and refused where it asks for more
+    than torch writes there. Values that are no tensors are still unpickled, by ``dcp.load``: load what you trust.
+
     Raises:
-        ValueError: the optimizer has no sparsifier, or the checkpoint was not saved by one.
+        ValueError: the optimizer has no sparsifier, or the checkpoint was not saved by one, or its ``.metadata`` is
+            not as torch writes it.
         RuntimeError: the sparsifier has taken steps already.
     """
     sparsifier = getattr(optimizer, ATTACHED, None)
@@ -49,26 +54,23 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
             f"inner optimizer"
         )
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
-    sizes = {key: _size(value) for key, value in _metadata(checkpoint).items()}
 
-    def stored(p: Tensor, key: str) -> tuple[int, ...] | None:
-        ending = f"state.{names[p]}.{key}"
-        return next((size for k, size in sizes.items() if k == ending or k.endswith("." + ending)), None)
+    def read() -> Callable[[Tensor, str], tuple[int, ...] | None]:
+        sizes = _of_states(stored_sizes(checkpoint))
+        return lambda p, key: sizes.get(f"{names[p]}.{key}")
 
-    sparsifier.saved.make_room(stored)
+    sparsifier.saved.make_room(read)
 
 
-def _metadata(checkpoint: Any) -> Mapping[str, Any]:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    is_path = isinstance(checkpoint, (str, os.PathLike))
-    reader = FileSystemReader(checkpoint) if is_path else checkpoint
-    found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+def _of_states(stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of optimizer states by ``parameter.key``, under whatever name the optimizer was saved."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, size in stored.items():
+        pieces = key.split(".")
+        for i, piece in enumerate(pieces):
+            if piece == "state":  # a module may be called so as well
+                found.setdefault(".".join(pieces[i + 1 :]), size)
     return found
-
-
-def _size(stored: Any) -> tuple[int, ...]:
-    return tuple(getattr(stored, "size", ()))  # of a tensor; anything else is stored as bytes
 
 
 def _plain(name: str) -> str:

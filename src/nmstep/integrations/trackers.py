@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from nmstep.files import write_atomically
 from nmstep.packages import require
 from nmstep.sparsify import Sparsifier
+from nmstep.trace import TraceReader
 
 __all__ = ["Feed", "JsonLines", "TensorBoard", "Tracker"]
 
@@ -20,7 +21,7 @@ class Tracker(Protocol):
     """What a tracker must be able to do; wrap any other in a class of these three methods."""
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Is told of a run before its first values.
+        """Is told of a run before its first values, and once more where an earlier state was loaded into it.
 
         Args:
             settings: what the run is, as JSON values.
@@ -76,16 +77,18 @@ class Feed:
                     f"got {tracker!r}"
                 )
         trace = sparsifier.trace
-        trace.flush()
-        self._rows, self._layers = len(trace), len(trace.layers)
-        # Of a resumed run the switch is in the log already, unless the masks start with it.
-        self._told = sparsifier.switch_step is not None and sparsifier.step > 0
-        head = {"recipe": sparsifier.recipe.name, "threshold": trace.threshold, **(settings or {})}
-        for tracker in self._trackers:
-            tracker.start(head, step=sparsifier.step)
+        self._reader = TraceReader(trace)
+        self._head = {"recipe": sparsifier.recipe.name, "threshold": trace.threshold, **(settings or {})}
+        self._start(sparsifier.step)
 
     def flush(self) -> dict[str, float]:
-        """Hands on what was recorded since the last time, and returns the newest value of each name."""
+        """Hands on what was recorded since the last time, and returns the newest value of each name.
+
+        Where an earlier state was loaded meanwhile, the trackers start once more, from its step.
+        """
+        rewound = self._reader.rewound()
+        if rewound is not None:
+            self._start(rewound)
         newest: dict[str, float] = {}
         for step, values in self._new():
             newest |= values
@@ -99,11 +102,16 @@ class Feed:
         for tracker in self._trackers:
             tracker.finish()
 
+    def _start(self, step: int) -> None:
+        switched = self._sparsifier.switch_step
+        # Of a resumed run the switch is in the log already, unless the masks start with it.
+        self._told = switched is not None and switched <= step and step > 0
+        for tracker in self._trackers:
+            tracker.start(self._head, step=step)
+
     def _new(self) -> list[tuple[int, dict[str, float]]]:
-        trace, switched = self._sparsifier.trace, self._sparsifier.switch_step
-        rows = trace.rows(self._rows)
-        layers = trace.layers[self._layers :]
-        self._rows, self._layers = self._rows + len(rows), self._layers + len(layers)
+        switched = self._sparsifier.switch_step
+        rows, layers = self._reader.news()
         found: dict[int, dict[str, float]] = {}
         for row in rows:
             numbers = {k: v for k, v in row.items() if k not in ("step", "phase", "threshold")}

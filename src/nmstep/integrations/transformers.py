@@ -19,9 +19,9 @@ from nmstep.integrations.trackers import Feed, JsonLines, Tracker
 from nmstep.optim import AdamW
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.packages import require
+from nmstep.patterns import NMPattern
 from nmstep.recipes import Recipe
 from nmstep.sparsify import Sparsifier, sparsify
-from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
 from nmstep.verify.stored import NM_SPARSITY
@@ -138,7 +138,7 @@ class SparsityCallback(TrainerCallback):
         self._trackers = tuple(trackers)
         self._verify = verify_checkpoints
         self._feed: Feed | None = None
-        self._marked: SparsityPlan | None = None
+        self._marked: list[NMPattern] | None = None
         self._seen_sparse = False
         self._trainer: Any = None
         self._logging = False
@@ -168,6 +168,7 @@ class SparsityCallback(TrainerCallback):
         writes = state.is_world_process_zero
         trackers = [JsonLines(Path(args.output_dir) / TRACE_FILE), *self._trackers] if writes else []
         self._feed = Feed(self.sparsifier, trackers)
+        self._marked = None
         self._mark(kwargs.get("model"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -237,10 +238,10 @@ class SparsityCallback(TrainerCallback):
         config = getattr(model, "config", None)
         if sparsifier.phase != "sparse" or not sparsifier.plan.sparse or config is None:
             return
-        plan = plan_in_force(sparsifier)
-        if plan != self._marked:
-            self._marked = plan
-            setattr(config, NM_SPARSITY, plan.to_dict())
+        patterns = [sparsifier.pattern_of(entry) for entry in sparsifier.plan.sparse]
+        if patterns != self._marked:  # asked at every step, and seldom so
+            self._marked = patterns
+            setattr(config, NM_SPARSITY, plan_in_force(sparsifier).to_dict())
 
 
 def _folder(output: Path, step: int) -> Path:

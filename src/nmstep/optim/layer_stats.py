@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.kernels import nm_mask
-from nmstep.optim.sparse_step import PRUNED, PatternOf, SparseStep
+from nmstep.optim.sparse_step import PRUNED, SparseStep
+from nmstep.optim.splitting import PatternOf
 from nmstep.ranks import Ranks
 from nmstep.shards import copies, local
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
-__all__ = ["as_ours_", "refuse", "refuse_capture"]
+__all__ = ["as_ours_", "hyperparameters", "refuse", "refuse_capture"]
 
 _UNSUPPORTED = {
     "capturable": "leave it off: the frozen phase reads its step counter on the host",
@@ -36,6 +38,39 @@ def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     group.setdefault("eps_root", defaults.get("eps_root", 0.0))
     # How another AdamW stepped, which says nothing of how this one does.
     group |= {"capturable": False, "differentiable": False, "fused": None}
+
+
+def hyperparameters(optimizer: Optimizer) -> dict[str, str]:
+    """Returns every number and flag in the groups of any torch optimizer, in words, by name.
+
+    Example:
+        >>> weights = [torch.zeros(2, requires_grad=True)]
+        >>> hyperparameters(torch.optim.SGD(weights, lr=0.1))["lr of group 0"]
+        '0.1'
+    """
+    groups = enumerate(optimizer.param_groups)
+    return {"the number of parameter groups": str(len(optimizer.param_groups))} | {
+        f"{name} of group {number}": f"{len(value)} of them" if name == "params" else _in_words(value)
+        for number, group in groups
+        for name, value in group.items()
+        if name == "params" or (name != "param_names" and _is_plain(value))
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str)) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_in_words, value))})"
+    return repr(value.item() if _is_number(value) else value)
 
 
 def refuse_capture() -> None:

@@ -7,7 +7,7 @@ optimizer steps on it, and :meth:`SparseStep.close_` chooses the new mask and sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,11 @@ from torch.optim import Optimizer
 
 from nmstep.kernels import Cut, nm_mask, split_
 from nmstep.optim.adamw import MASK, PRUNED
-from nmstep.patterns import NMPattern
+from nmstep.optim.splitting import PatternOf, put_back_, split_all_
 from nmstep.plan import PlanEntry
-from nmstep.shards import check_shards, is_sharded, local
+from nmstep.shards import check_members, check_shards, is_sharded, local
 
 __all__ = ["MASK", "PRUNED", "SparseStep"]
-
-PatternOf = Callable[[PlanEntry], NMPattern]
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,39 @@ class SparseStep:
 
     @torch.no_grad()
     def start_(self, pattern_of: PatternOf, *, once: bool) -> None:
-        """Masks the weights for the first time; with ``once`` the mask is kept and nothing else."""
-        for entry, p in self:
-            pruned = split_(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
-            state = self.optimizer.state[p]
-            if once:
+        """Masks the weights for the first time: all of them, or none where something raises.
+
+        Until :meth:`settle_start`, :meth:`take_back_` undoes it.
+
+        Args:
+            pattern_of: the pattern of each parameter.
+            once: the masks are kept too.
+        """
+        for p, pruned in split_all_(self, pattern_of):
+            self.optimizer.state[p][PRUNED] = pruned
+        try:
+            for entry, p in self if once else ():
                 # Not `p != 0`: a kept weight may be zero.
-                state[MASK] = nm_mask(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
-            else:
-                state[PRUNED] = pruned
+                mask = nm_mask(p, pattern_of(entry), dim=entry.dim or 0, pad=entry.pad)
+                self.optimizer.state[p][MASK] = mask
+        except BaseException:
+            self.take_back_()
+            raise
+
+    def take_back_(self) -> None:
+        """Undoes :meth:`start_`, where it came to anything."""
+        for _, p in self:
+            state = self.optimizer.state.get(p, {})
+            if PRUNED in state:
+                put_back_([(p, state.pop(PRUNED))])
+                state.pop(MASK, None)
+                if not state:
+                    del self.optimizer.state[p]
+
+    def settle_start(self, *, once: bool) -> None:
+        """Makes :meth:`start_` final; with ``once`` the masks are kept and nothing else."""
+        for _, p in self if once else ():
+            del self.optimizer.state[p][PRUNED]
         self.remember()
 
     @torch.no_grad()
@@ -210,8 +232,15 @@ class SparseStep:
         """Whether a rank holds no more than a part of some of the optimizer's parameters."""
         return any(is_sharded(p) for group in self.optimizer.param_groups for p in group["params"])
 
-    def check_shards(self) -> None:
-        """Raises ValueError where a group of some parameter would lie on several ranks."""
+    def check_shards(self, members: Collection[int]) -> None:
+        """Raises ValueError where a group of weights would lie on several ranks, or parts on ranks not meant.
+
+        Args:
+            members: the ranks that train the model together, as torch.distributed counts all of them.
+        """
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                check_members(p, members)
         for entry, p in self:
             if entry.pattern is not None:
                 check_shards(entry.name, p, dim=entry.dim or 0, m=entry.pattern.m)
