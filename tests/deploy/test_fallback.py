@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import nmstep
-from nmstep.deploy import PackedConv, PackedLinear, packed_layers
+from nmstep.deploy import PackedConv, PackedLinear, moving, packed_layers
 from nmstep.kernels import break_even
 from nmstep.kernels.native import Status, kernels
 from nmstep.kernels.packed import PackedProduct
@@ -127,6 +127,43 @@ def test_a_weight_of_two_layers_stays_one() -> None:
     packed = nmstep.pack(model, "2:4")
     assert [layer.dense_from for layer in packed_layers(packed).values()] == [None, None]
     assert packed[0].values is packed[1].values
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_a_weight_of_two_layers_stays_one_when_it_is_cast_or_moved(dtype: torch.dtype | None) -> None:
+    model = masked(nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)), "2:4")
+    model[1].weight = model[0].weight
+    packed = nmstep.pack(model, "2:4", dtype=dtype, fallback=False)
+    scales = None if dtype is None else packed[0].scales.clone()
+    x = torch.randn(3, 16)
+
+    class Cast:  # neither hashed nor referred to weakly
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, t: torch.Tensor) -> torch.Tensor:
+            return t.bfloat16() if t.is_floating_point() else t
+
+    with torch.no_grad():
+        expected = packed(x)
+        for cast in (
+            lambda m: m.half(),
+            lambda m: m.to(torch.bfloat16),
+            lambda m: m.float(),
+            lambda m: m.double(),
+            lambda m: m.to(torch.float32),
+        ):
+            cast(packed)
+            for name in ("values", "indices", "scales"):
+                assert getattr(packed[0], name) is getattr(packed[1], name)
+            assert packed[0].owner == packed[1].owner
+            assert dtype is None or torch.equal(packed[0].scales, scales)
+        torch.testing.assert_close(packed(x), expected, rtol=0.02, atol=0.02)
+        empty = copy.deepcopy(packed).to("meta").to_empty(device="cpu")
+        assert empty[0].values is empty[1].values
+        assert empty[0].indices is empty[1].indices
+        assert copy.deepcopy(packed)._apply(Cast())[0].dtype == torch.bfloat16
+    assert not moving._made  # nothing outlives the functions
 
 
 def test_wrong_inputs_and_backward_are_the_same_errors() -> None:

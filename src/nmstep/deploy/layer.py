@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nmstep.deploy.moving import once
 from nmstep.kernels.break_even import is_better_dense
 from nmstep.kernels.one_way import one_way, wants_gradients
 from nmstep.kernels.packed import PackedProduct
@@ -242,11 +243,8 @@ class PackedLayer(nn.Module):
             self._hold_dense()
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
-        scales, before = self.scales, self._dtype.dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scales is not None:  # casting a model leaves them as exact as they were
-            device = self._dtype.device
-            self.scales = torch.empty_like(scales, device=device) if scales.is_meta else scales.to(device)
+        before = self._dtype.dtype
+        super()._apply(once(fn, exact=self.scales), recurse)  # type: ignore[no-untyped-call]
         if self._dtype.dtype is not before:
             self._packed_dtype = self._dtype.dtype
         self._product.forget()
