@@ -129,6 +129,25 @@ def test_a_file_is_as_large_as_values_and_index_bits(
     assert least <= (tmp_path / "layer.safetensors").stat().st_size <= 1.02 * least
 
 
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.int8, 4)])
+def test_a_file_has_no_rows_that_fill_a_tile(
+    tmp_path: Path, rows: int, dtype: torch.dtype, scale: int
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(768, rows, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:8"))
+    packed = nmstep.pack(layer, dtype=dtype)
+    nmstep.save_packed(packed, tmp_path / "layer.safetensors")
+    held = sum(t.nbytes for t in load_file(tmp_path / "layer.safetensors").values())
+    assert held == rows * (192 * dtype.itemsize + 20 * 4 + scale)  # 192 values; ten places of three bits a word
+    again = nmstep.load_packed(tmp_path / "layer.safetensors", nn.Linear(768, rows, bias=False))
+    assert same(again, packed)
+    assert torch.equal(nmstep.unpack(again).weight, nmstep.unpack(packed).weight)
+    assert packed.values.shape == (-(-rows // 16), 192, 16)  # in memory, and in a state dict
+
+
 def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> None:
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -138,7 +157,7 @@ def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, A
 
 
 CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str]] = [
-    ("version", lambda _, d: d.update(version=2), "version 2 is not known"),
+    ("version", lambda _, d: d.update(version=1), "version 1 is not known, expected 2"),
     ("no layers", lambda _, d: d.pop("layers"), "KeyError"),
     ("a list", lambda _, d: d.update(layers=[]), "AttributeError"),
     ("pattern", lambda _, d: d["layers"]["0"].update(pattern="4:2"), "impossible"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.last_tile import cut
 from nmstep.deploy.layer import Parts
 from nmstep.deploy.packing import check_dtype, packed_parts
 from nmstep.deploy.writing import check_path, write_tensors
@@ -90,7 +91,8 @@ def pack_file(
             parts = packed_parts(as_rows(value, entry.dim), entry.pattern, dtype)
             layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error, value.dtype)
             layers[owner] = layer
-            tensors |= {part_of(owner, part): getattr(parts, part) for part in layer.sizes}
+            rows = layer.tiling.rows
+            tensors |= {part_of(owner, part): cut(getattr(parts, part), rows) for part in layer.sizes}
         else:
             tensors[name] = value
             left += [] if entry is None else [name]
@@ -118,7 +120,7 @@ def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -
                 is_same = _same_values(written.get_tensor(name), value)
             else:
                 read = {part: written.get_tensor(part_of(_owner(name), part)) for part in layer.sizes}
-                is_same = _holds(Parts(**read), layer, as_rows(value, layer.dim))
+                is_same = _holds(layer.whole(read), layer, as_rows(value, layer.dim))
             if not is_same:
                 raise RuntimeError(f"{name!r} reads differently than it was packed: is the disk sound?")
 

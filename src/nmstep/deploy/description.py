@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from nmstep.deploy.last_tile import cut_shape, filled
+from nmstep.deploy.layer import Parts
 from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import PACKED, Stored
 
 __all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
 
-_VERSION = 1
+_VERSION = 2  # 1 had the last tile whole
 _DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 }
@@ -82,10 +85,16 @@ class StoredLayer:
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the layer's tensors, in the order of :class:`Parts`."""
+        """The shapes of the layer's tensors in the file, in the order of :class:`Parts`."""
         tiling = self.tiling
         scales = {} if self.error is None else {"scales": (tiling.tiles, LANES)}
-        return {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
+        whole = {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
+        return {part: cut_shape(shape, tiling.rows) for part, shape in whole.items()}
+
+    def whole(self, read: Mapping[str, Tensor]) -> Parts:
+        """Returns the packed weight of which a file holds these tensors, in the shapes of :attr:`sizes`."""
+        parts = {part: filled(tensor, part, self.tiling) for part, tensor in read.items()}
+        return Parts(**parts, error=self.error)
 
 
 def is_packed(stored: Stored) -> bool:

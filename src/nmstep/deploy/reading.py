@@ -129,12 +129,12 @@ def read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[s
                 f"{stored.label}: {full!r} {found}, expected shape {shape} for {layer.pattern} of {layer.shape}"
             )
         read[part] = tensor.read()
-    parts = Parts(**read, error=layer.error)
     dtypes = _DTYPES if layer.error is None else (torch.int8,)
-    is_scaled = parts.scales is None or parts.scales.dtype == torch.float32
-    if parts.values.dtype not in dtypes or parts.indices.dtype != torch.int32 or not is_scaled:
+    is_scaled = "scales" not in read or read["scales"].dtype == torch.float32
+    if read["values"].dtype not in dtypes or read["indices"].dtype != torch.int32 or not is_scaled:
         found = ", ".join(f"{part} {tensor.dtype}" for part, tensor in read.items())
         raise ValueError(f"{stored.label}: the tensors of {name!r} are {found}")
+    parts = layer.whole(read)
     wrong = misplaced(parts.indices, layer.tiling)
     if wrong is not None:
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.last_tile import cut
 from nmstep.deploy.layer import PackedLayer
 from nmstep.deploy.packing import packed_layers
 from nmstep.files import replacing, write_atomically
@@ -50,6 +51,10 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
         name: StoredLayer(layer.pattern, layer.shape, layer.dim, layer.error, layer.dtype)
         for name, layer in layers.items()
     }
+    rows = {
+        part_of(name, part): layer.tiling.rows for name, layer in described.items() for part in layer.sizes
+    }
+    tensors = {name: cut(t, rows[name]) if name in rows else t for name, t in tensors.items()}
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
 
 
