@@ -101,11 +101,44 @@ def test_values_narrower_than_the_layer() -> None:
     assert packed.state_dict()["0.values"].dtype == torch.float16
 
 
-def test_small_layers_do_not_become_int8() -> None:
-    packed = nmstep.pack(small(), "2:4", dtype=torch.int8)
-    assert packed.state_dict()["0.values"].dtype == torch.float32
-    strict = nmstep.pack(small(), "2:4", dtype=torch.int8, fallback=False)
-    assert strict.state_dict()["0.values"].dtype == torch.int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_small_layers_have_int8_values_too_and_run_dense(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    with torch.no_grad():
+        model[2].weight[:, 2:].mul_(1e-3)  # which becomes zero
+        model[2].weight[3] = 0  # a row without a scale
+    held = nmstep.pack(model, "2:4", dtype=torch.int8)
+    strict = nmstep.pack(model, "2:4", dtype=torch.int8, fallback=False)
+    assert [layer.dense_from for layer in packed_layers(held).values()] == [0, 0]
+    assert "dtype=torch.int8, error=" in repr(held[0])
+    assert "held dense" in repr(held[0])
+    first, second = held.state_dict(), strict.state_dict()
+    assert list(first) == list(second)
+    assert first["0.values"].dtype == torch.int8
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, packed in (("held", held), ("strict", strict)):
+        nmstep.save_packed(packed, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "held.safetensors").read_bytes() == (tmp_path / "strict.safetensors").read_bytes()
+    loaded = nmstep.load_packed(tmp_path / "held.safetensors", small().to(dtype))
+    dense = nmstep.unpack(strict)
+    x = torch.randn(2, 8, 4, 4).to(dtype)
+    with torch.no_grad():
+        for again in (held, loaded, copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
+            assert torch.equal(again(x), dense(x))
+        assert torch.equal(nmstep.unpack(held)[2].weight, dense[2].weight)
+        other = nmstep.pack(small().to(dtype), "2:4", dtype=torch.int8)
+        other.load_state_dict(first)
+        assert torch.equal(other(x), dense(x))
+        empty = copy.deepcopy(held).to("meta")
+        assert {n: (t.shape, t.dtype) for n, t in empty.state_dict().items()} == {
+            n: (t.shape, t.dtype) for n, t in first.items()
+        }
+        empty.load_state_dict(first, assign=True)
+        assert torch.equal(empty(x), dense(x))
+        if dtype is torch.float16:
+            return  # rounded twice, a weight may come a step away
+        held.bfloat16()
+        assert all(torch.equal(t, second[n]) for n, t in held.state_dict().items() if "bias" not in n)
 
 
 def test_weights_come_back_and_casts_copies_and_pickles_work() -> None:

@@ -182,11 +182,9 @@ def _pack(command: commands.Pack) -> int:
         command.path, command.out or folder / "packed.safetensors", dtype=dtype_of(command.dtype)
     )
     output.print(packed_table(packed))
-    is_rounded = command.dtype is not None
     if command.dtype == "int8":
         say(int8_line(packed))
-        is_rounded = any(layer.error is not None for layer in packed.layers.values())
-    rounded = f", rounded to {command.dtype}" if is_rounded else ""
+    rounded = f", rounded to {command.dtype}" if command.dtype is not None else ""
     say(f"Packed: {packed.path}")
     say(f"Read back: its weights are those of the checkpoint{rounded}")
     return 0

