@@ -17,7 +17,7 @@ from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import PACKED, Stored
 
-__all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
+__all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of", "weight_of"]
 
 _VERSION = 2  # 1 had the last tile whole
 _DTYPES = {
@@ -95,6 +95,20 @@ class StoredLayer:
         """Returns the packed weight of which a file holds these tensors, in the shapes of :attr:`sizes`."""
         parts = {part: filled(tensor, part, self.tiling) for part, tensor in read.items()}
         return Parts(**parts, error=self.error)
+
+
+def weight_of(
+    name: str, layer: StoredLayer, aliases: Mapping[str, str]
+) -> tuple[StoredLayer, tuple[str, ...]]:
+    """Returns the same for layers that share their weight: how it is stored, and the names of its tensors.
+
+    Args:
+        name: of the layer.
+        layer: what the file says of it.
+        aliases: as :func:`described` returns them.
+    """
+    names = (part_of(name, part) for part in layer.sizes)
+    return layer, tuple(aliases.get(full, full) for full in names)
 
 
 def is_packed(stored: Stored) -> bool:

@@ -233,7 +233,9 @@ class PackedLayer(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._held is not None:
-            destination.pop(f"{prefix}scales", None)  # to come after the others, as in a layer that is held packed
+            destination.pop(
+                f"{prefix}scales", None
+            )  # to come after the others, as in a layer that is held packed
             own = zip(PARTS, self.parts[:3], strict=True)
             destination |= {f"{prefix}{part}": tensor for part, tensor in own if tensor is not None}
 
