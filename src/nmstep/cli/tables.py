@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,7 +19,8 @@ from nmstep.plan import SparsityPlan
 from nmstep.switching.reasons import reason_text
 from nmstep.verify import VerifyReport
 
-__all__ = ["int8_line", "packed_size", "packed_table", "plan_table", "result_line", "summary", "verify_table"]
+__all__ = ["counts", "int8_line", "packed_size", "packed_table", "plan_table", "result_line", "summary"]
+__all__ += ["verify_table"]
 
 
 def plan_table(plan: SparsityPlan) -> Table:
@@ -92,6 +94,17 @@ def packed_table(packed: PackedFile) -> Table:
     for name, layer in packed.layers.items():
         table.add_row(escape(name), "x".join(map(str, layer.shape)), str(layer.pattern))
     return table
+
+
+def counts(patterns: Iterable[str]) -> str:
+    """Returns how many weights have each pattern.
+
+    Example:
+        >>> counts(["2:4", "1:8", "2:4"])
+        '2 weights 2:4, 1 weight 1:8'
+    """
+    found = Counter(patterns)
+    return ", ".join(f"{count} weight{'s' if count > 1 else ''} {text}" for text, count in found.items())
 
 
 def packed_size(packed: PackedFile) -> str:

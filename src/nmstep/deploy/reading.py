@@ -155,6 +155,7 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
         if buffer is not None and part_of(owner, key) not in expected
     }
     spare = {name: tensors.pop(name) for name in computed if name in tensors}
+    _fill_ties(packed, tensors)
     for names, what in (
         (expected - set(tensors), "lacks tensors of the model"),
         (set(tensors) - expected, "holds tensors that the model does not have"),
@@ -189,6 +190,15 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
             f"the model on the meta device computes {', '.join(map(repr, left[:5]))} when it is made, and the file "
             f"does not hold it: make the model on the CPU, or its buffers, as accelerate.init_empty_weights does"
         )
+
+
+def _fill_ties(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Adds what a model ties to another tensor: transformers writes it under one name, and says no other."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    held = {id(parameter): tensors[name] for name, parameter in named if name in tensors}
+    for name, parameter in named:
+        if name not in tensors and id(parameter) in held:
+            tensors[name] = held[id(parameter)]
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
