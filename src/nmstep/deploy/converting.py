@@ -117,7 +117,7 @@ def pack_file(
 
 def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -> None:
     """Raises RuntimeError unless a packed file holds what the checkpoint does, in the dtype of its values."""
-    with require("safetensors", "packed files", extra="cli").safe_open(file, framework="pt") as written:
+    with require("safetensors", "packed files").safe_open(file, framework="pt") as written:
         for stored_name, tensor in stored.tensors.items():
             name, value = plain_name(stored_name), tensor.read()
             layer = layers.get(_owner(name)) if name.rpartition(".")[2] == "weight" else None

@@ -87,7 +87,7 @@ def export_onnx(
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "exports to ONNX", extra="onnx")
+        require(package, "exports to ONNX")
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"a model is exported to an .onnx file, not to {str(path)!r}")

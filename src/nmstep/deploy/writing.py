@@ -95,7 +95,7 @@ def write_tensors(
         shard_bytes: as :func:`save_packed` takes it.
         check: looks at each file before it takes the place of what was there, which stays if this raises.
     """
-    save = require("safetensors.torch", "packed files", extra="cli").save_file
+    save = require("safetensors.torch", "packed files").save_file
     check_path(path)
     if shard_bytes is not None and not (type(shard_bytes) is int and shard_bytes > 0):
         raise ValueError(f"shard_bytes={shard_bytes!r}: expected a positive number of bytes")

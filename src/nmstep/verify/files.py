@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import re
 import warnings
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nmstep.files import read_json, sha256_of
+from nmstep.packages import require
 from nmstep.verify.onnx_files import open_onnx
 from nmstep.verify.stored import NM_SPARSITY, PACKED, Stored, StoredTensor, from_mapping, parse_promise
 
@@ -121,12 +121,7 @@ def _open_shards(index: Path) -> Stored:
 
 
 def _open_safetensors(path: Path) -> Stored:
-    try:
-        safetensors = importlib.import_module("safetensors")
-    except ImportError as error:
-        raise ImportError(
-            f"reading {str(path)!r} needs the safetensors package: pip install 'nmstep[cli]'"
-        ) from error
+    safetensors = require("safetensors", f"reading {str(path)!r}")
     try:
         file = safetensors.safe_open(path, framework="pt", device="cpu")
         metadata = file.metadata() or {}
