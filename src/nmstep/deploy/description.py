@@ -127,6 +127,18 @@ def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> d
     return {PACKED: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
 
 
+def _check_shared(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> None:
+    """Raises ValueError if layers share some tensors of a weight and are not the same weight."""
+    owners: dict[str, object] = {}
+    for name, layer in layers.items():
+        weight = weight_of(name, layer, aliases)
+        for tensor in weight[1]:
+            if owners.setdefault(tensor, weight) != weight:
+                raise ValueError(
+                    f"{tensor!r} is shared by layers that are stored differently, {name!r} among them"
+                )
+
+
 def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
     """Returns the packed layers by name, and the first name of a tensor for each of its others.
 
@@ -148,6 +160,7 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
             if alias in stored.tensors:
                 raise ValueError(f"{alias!r} is a tensor, and another name of {aliases[alias]!r} too")
         layers = {name: StoredLayer.from_dict(values) for name, values in description["layers"].items()}
+        _check_shared(layers, aliases)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{stored.label} describes no packed layers: {type(error).__name__}: {error}"
