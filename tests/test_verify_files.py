@@ -288,10 +288,10 @@ def test_a_broken_config_or_index(tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     good = json.loads(index.read_text())
     (folder / "config.json").write_text("{ not json")
-    with pytest.raises(ValueError, match=r"config.json': not a JSON file"):
+    with pytest.raises(ValueError, match=r"config.json' is damaged: not a JSON file"):
         verify(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json': expected a JSON object, got a list"):
+    with pytest.raises(ValueError, match=r"config.json' is damaged: expected a JSON object, found list"):
         verify(folder)
     (folder / "config.json").write_text(json.dumps({"nm_sparsity": 7}))
     with pytest.raises(ValueError, match=r"cannot read 'nm_sparsity' of .*config.json"):

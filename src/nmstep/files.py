@@ -136,7 +136,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+        raise ValueError(f"{str(path)!r} is damaged: not a JSON file ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} is damaged: expected a JSON object, found {type(values).__name__}")
     return values

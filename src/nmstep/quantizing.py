@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dequantized", "quantized"]
+__all__ = ["dequantized", "in_steps", "quantized"]
 
 _MOST = 127
 
@@ -51,3 +51,16 @@ def dequantized(values: Tensor, scales: Tensor | None) -> Tensor:
         scales: shape (tiles, sixteen rows), or None.
     """
     return values if scales is None else values.float() * scales[:, None]
+
+
+@torch.no_grad()
+def in_steps(rows: Tensor, scales: Tensor) -> Tensor:
+    """Returns the int8 numbers of steps that a dense weight is, which was made of such with these scales.
+
+    Args:
+        rows: shape (outputs, inputs), floating; rounding to bfloat16 or float16 has not moved it half a step.
+        scales: shape (tiles, sixteen rows), as :func:`quantized` gives them.
+    """
+    steps = scales.flatten()[: len(rows), None]
+    whole = (rows.float() / steps.where(steps > 0, 1)).round_()
+    return whole.clamp_(-_MOST, _MOST).to(torch.int8)

@@ -80,13 +80,6 @@ def test_a_plot_has_a_place_of_its_own(nmstep, small, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_dense_runs_are_refused(nmstep, small):
-    flags = [flag for flag in small if flag not in ("--exclude", "conv1", "--pattern", "1:16")]
-    assert nmstep("train", "--recipe", "dense", "--out", "d", *flags)[0] == 0
-    status, _, err = nmstep("bench", "d", *FAST)
-    assert (status, "is dense" in err) == (2, True)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -80,12 +80,6 @@ def test_what_is_not_sparse_is_not_exported(nmstep, tmp_path, source):
     assert not (tmp_path / "e").exists()
 
 
-def test_a_dense_run_has_nothing_to_export(nmstep, small):
-    assert nmstep("train", "--recipe", "dense", "--out", "d", *small)[0] == 0
-    status, _, err = nmstep("export", "d", "--out", "e")
-    assert (status, "is dense: there is nothing to export" in err) == (2, True)
-
-
 def test_a_run_of_a_transformers_model(nmstep, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("tokenizers")

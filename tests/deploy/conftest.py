@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nmstep.deploy import layer, packing
+from nmstep.deploy import layer
 
 
 @pytest.fixture(autouse=True)
@@ -15,5 +15,4 @@ def _small_layers_run_packed(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer, "is_better_dense", lambda *_: False)
-        patch.setattr(packing, "is_small", lambda _: False)
         yield

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import nmstep
-from nmstep.deploy import PackedConv, PackedLinear, packed_layers
+from nmstep.deploy import PackedConv, PackedLinear, moving, packed_layers
 from nmstep.kernels import break_even
 from nmstep.kernels.native import Status, kernels
 from nmstep.kernels.packed import PackedProduct
@@ -101,11 +101,44 @@ def test_values_narrower_than_the_layer() -> None:
     assert packed.state_dict()["0.values"].dtype == torch.float16
 
 
-def test_small_layers_do_not_become_int8() -> None:
-    packed = nmstep.pack(small(), "2:4", dtype=torch.int8)
-    assert packed.state_dict()["0.values"].dtype == torch.float32
-    strict = nmstep.pack(small(), "2:4", dtype=torch.int8, fallback=False)
-    assert strict.state_dict()["0.values"].dtype == torch.int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_small_layers_have_int8_values_too_and_run_dense(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    with torch.no_grad():
+        model[2].weight[:, 2:].mul_(1e-3)  # which becomes zero
+        model[2].weight[3] = 0  # a row without a scale
+    held = nmstep.pack(model, "2:4", dtype=torch.int8)
+    strict = nmstep.pack(model, "2:4", dtype=torch.int8, fallback=False)
+    assert [layer.dense_from for layer in packed_layers(held).values()] == [0, 0]
+    assert "dtype=torch.int8, error=" in repr(held[0])
+    assert "held dense" in repr(held[0])
+    first, second = held.state_dict(), strict.state_dict()
+    assert list(first) == list(second)
+    assert first["0.values"].dtype == torch.int8
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, packed in (("held", held), ("strict", strict)):
+        nmstep.save_packed(packed, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "held.safetensors").read_bytes() == (tmp_path / "strict.safetensors").read_bytes()
+    loaded = nmstep.load_packed(tmp_path / "held.safetensors", small().to(dtype))
+    dense = nmstep.unpack(strict)
+    x = torch.randn(2, 8, 4, 4).to(dtype)
+    with torch.no_grad():
+        for again in (held, loaded, copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
+            assert torch.equal(again(x), dense(x))
+        assert torch.equal(nmstep.unpack(held)[2].weight, dense[2].weight)
+        other = nmstep.pack(small().to(dtype), "2:4", dtype=torch.int8)
+        other.load_state_dict(first)
+        assert torch.equal(other(x), dense(x))
+        empty = copy.deepcopy(held).to("meta")
+        assert {n: (t.shape, t.dtype) for n, t in empty.state_dict().items()} == {
+            n: (t.shape, t.dtype) for n, t in first.items()
+        }
+        empty.load_state_dict(first, assign=True)
+        assert torch.equal(empty(x), dense(x))
+        if dtype is torch.float16:
+            return  # rounded twice, a weight may come a step away
+        held.bfloat16()
+        assert all(torch.equal(t, second[n]) for n, t in held.state_dict().items() if "bias" not in n)
 
 
 def test_weights_come_back_and_casts_copies_and_pickles_work() -> None:
@@ -127,6 +160,43 @@ def test_a_weight_of_two_layers_stays_one() -> None:
     packed = nmstep.pack(model, "2:4")
     assert [layer.dense_from for layer in packed_layers(packed).values()] == [None, None]
     assert packed[0].values is packed[1].values
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_a_weight_of_two_layers_stays_one_when_it_is_cast_or_moved(dtype: torch.dtype | None) -> None:
+    model = masked(nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)), "2:4")
+    model[1].weight = model[0].weight
+    packed = nmstep.pack(model, "2:4", dtype=dtype, fallback=False)
+    scales = None if dtype is None else packed[0].scales.clone()
+    x = torch.randn(3, 16)
+
+    class Cast:  # neither hashed nor referred to weakly
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, t: torch.Tensor) -> torch.Tensor:
+            return t.bfloat16() if t.is_floating_point() else t
+
+    with torch.no_grad():
+        expected = packed(x)
+        for cast in (
+            lambda m: m.half(),
+            lambda m: m.to(torch.bfloat16),
+            lambda m: m.float(),
+            lambda m: m.double(),
+            lambda m: m.to(torch.float32),
+        ):
+            cast(packed)
+            for name in ("values", "indices", "scales"):
+                assert getattr(packed[0], name) is getattr(packed[1], name)
+            assert packed[0].owner == packed[1].owner
+            assert dtype is None or torch.equal(packed[0].scales, scales)
+        torch.testing.assert_close(packed(x), expected, rtol=0.02, atol=0.02)
+        empty = copy.deepcopy(packed).to("meta").to_empty(device="cpu")
+        assert empty[0].values is empty[1].values
+        assert empty[0].indices is empty[1].indices
+        assert copy.deepcopy(packed)._apply(Cast())[0].dtype == torch.bfloat16
+    assert not moving._made  # nothing outlives the functions
 
 
 def test_wrong_inputs_and_backward_are_the_same_errors() -> None:

@@ -95,6 +95,20 @@ def test_one_name_is_one_model(packed: nn.Module, path: Path) -> None:
             nmstep.save_packed(packed, path, shard_bytes=wrong)  # type: ignore[arg-type]
 
 
+def test_shards_of_two_models(packed: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nmstep.save_packed(packed, path, shard_bytes=2000)
+    shard = sorted(tmp_path.glob("model-*-of-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    rewritten(shard, lambda _, d: d["layers"]["0"].update(pattern="1:4"))
+    for spoil in (lambda: None, lambda: save_file(load_file(shard), shard)):
+        spoil()
+        with pytest.raises(ValueError, match=r"shards that .* names are of different packed models"):
+            nmstep.load_packed(tmp_path / "model.safetensors.index.json", on_meta())
+    shard.write_bytes(whole)
+    nmstep.load_packed(tmp_path / "model.safetensors.index.json", on_meta())
+
+
 def test_an_index_that_names_itself(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": index.name}}))
@@ -129,6 +143,27 @@ def test_a_file_is_as_large_as_values_and_index_bits(
     assert least <= (tmp_path / "layer.safetensors").stat().st_size <= 1.02 * least
 
 
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.int8, 4)])
+def test_a_file_has_no_rows_that_fill_a_tile(
+    tmp_path: Path, rows: int, dtype: torch.dtype, scale: int
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(768, rows, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:8"))
+    packed = nmstep.pack(layer, dtype=dtype)
+    nmstep.save_packed(packed, tmp_path / "layer.safetensors")
+    held = sum(t.nbytes for t in load_file(tmp_path / "layer.safetensors").values())
+    assert held == rows * (
+        192 * dtype.itemsize + 20 * 4 + scale
+    )  # 192 values; ten places of three bits a word
+    again = nmstep.load_packed(tmp_path / "layer.safetensors", nn.Linear(768, rows, bias=False))
+    assert same(again, packed)
+    assert torch.equal(nmstep.unpack(again).weight, nmstep.unpack(packed).weight)
+    assert packed.values.shape == (-(-rows // 16), 192, 16)  # in memory, and in a state dict
+
+
 def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> None:
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -138,7 +173,7 @@ def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, A
 
 
 CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str]] = [
-    ("version", lambda _, d: d.update(version=2), "version 2 is not known"),
+    ("version", lambda _, d: d.update(version=1), "version 1 is not known, expected 2"),
     ("no layers", lambda _, d: d.pop("layers"), "KeyError"),
     ("a list", lambda _, d: d.update(layers=[]), "AttributeError"),
     ("pattern", lambda _, d: d["layers"]["0"].update(pattern="4:2"), "impossible"),
@@ -162,6 +197,22 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str
     ("other dtype", lambda t, _: t.update({"0.values": t["0.values"].char()}), "int8"),
     ("index dtype", lambda t, _: t.update({"0.indices": t["0.indices"].float()}), "float32"),
     ("bias shape", lambda t, _: t.update({"0.bias": torch.zeros(3)}), "does not fit the model"),
+    (
+        "bias kind",
+        lambda t, _: t.update({"0.bias": torch.zeros(48, dtype=torch.int64)}),
+        "torch.int64, expected",
+    ),
+    (
+        "a complex bias",
+        lambda t, _: t.update({"0.bias": torch.zeros(48, dtype=torch.complex64)}),
+        "complex64",
+    ),
+    (
+        "whole numbers",
+        lambda t, _: t.update({"1.running_var": t["1.running_var"].int()}),
+        "running_var' is torch.int32",
+    ),
+    ("a buffer of a layer", lambda t, _: t.update({"0._dtype": torch.zeros(0)}), "does not have: '0._dtype'"),
     ("alias", lambda _, d: d.update(aliases={"nine.bias": "zero"}), "'zero' as a tensor of several names"),
     ("alias number", lambda _, d: d.update(aliases={"0.bias": 3}), "aliases are not names"),
     ("an error below zero", lambda _, d: d["layers"]["0"].update(int8_error=-1.0), "no error of rounding"),
@@ -262,3 +313,46 @@ def test_a_file_that_was_there_stays_when_writing_fails(path: Path, packed: nn.M
         nmstep.save_packed(packed, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def shared(columns: int, other: int) -> nn.Module:
+    """Returns two layers of as many outputs that are too large to be held dense."""
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.Linear(width, 40_000, bias=False) for width in (columns, other)])
+
+
+def test_a_weight_is_not_shared_by_layers_of_other_patterns(tmp_path: Path) -> None:
+    """Places below 4 are no places of groups of 3: the kernel would read beside its input."""
+    model, path = shared(4, 3), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        model[0].weight.mul_(nmstep.nm_mask(model[0].weight, "2:4"))
+    plan = nmstep.plan(model, "2:4", include=["0"])
+    nmstep.save_packed(nmstep.pack(model, plan=plan), path)
+
+    def share(tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+        del tensors["1.weight"]
+        description["layers"]["1"] = {"pattern": "2:3", "shape": [40_000, 3], "dim": 1}
+        description["aliases"] |= {"1.values": "0.values", "1.indices": "0.indices"}
+
+    rewritten(path, share)
+    for read in (lambda: nmstep.load_packed(path, model), lambda: nmstep.export_dense(path, tmp_path / "e")):
+        with pytest.raises(
+            ValueError, match=r"'0.values' is shared by layers that are stored differently, '1'"
+        ):
+            read()
+
+
+def test_values_are_not_shared_without_their_places(tmp_path: Path) -> None:
+    model, path = shared(4, 4), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.mul_(nmstep.nm_mask(layer.weight, "2:4"))
+    nmstep.save_packed(nmstep.pack(model, "2:4"), path)
+
+    def share(tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+        del tensors["1.values"]
+        description["aliases"]["1.values"] = "0.values"
+
+    rewritten(path, share)
+    with pytest.raises(ValueError, match=r"'0.values' is shared by layers that are stored differently, '1'"):
+        nmstep.load_packed(path, model)

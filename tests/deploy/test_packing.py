@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -186,6 +187,55 @@ def test_each_layer_has_the_pattern_of_its_zeros() -> None:
     masked(model[1], "2:4")
     patterns = {name: str(layer.pattern) for name, layer in packed_layers(nmstep.pack(model)).items()}
     assert patterns == {"0": "1:16", "1": "2:4"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "columns", "place", "found", "message"),
+    [
+        (
+            "2:4",
+            4,
+            slice(0, 3),
+            "3:4",
+            r"has 3:4 because of 1 of its 64 groups of 4: all others are 2:4; first \[5, 0:4\] = ",
+        ),
+        ("2:4", 4, slice(0, 4), None, "has no pattern because of 1 of its 64 groups of 4"),
+        ("2:4", 64, slice(8, 11), "33:64", r"all others are 2:4; first \[5, 8:12\] = .* with 3 non-zeros"),
+        (
+            "1:16",
+            64,
+            slice(16, 20),
+            "7:64",
+            r"of its 256 groups of 16: all others are 1:16; first \[5, 16:32\]",
+        ),
+    ],
+)
+def test_one_damaged_group_is_named(
+    pattern: str, columns: int, place: slice, found: str | None, message: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(columns, 64), masked(nn.Linear(64, 16), "1:2"))
+    with torch.no_grad():
+        model[0].weight.copy_(nmstep.nm_mask(torch.randn(64, columns), pattern) * 1.5)
+        m = int(pattern.partition(":")[2])
+        model[0].weight[5, place.start : place.start + m] = 0
+        model[0].weight[5, place] = 2.0
+    with pytest.warns(UserWarning, match=f"'0.weight'.*{message}"):
+        packed = nmstep.pack(model)
+    layers = packed_layers(packed)
+    assert (str(layers["0"].pattern) if "0" in layers else None) == found
+    with pytest.raises(nmstep.NotSparseError, match=r"0\.weight"):
+        nmstep.pack(model, pattern, include=["0"])
+
+
+def test_zeros_of_no_mask_are_not_called_damaged() -> None:
+    torch.manual_seed(0)
+    for share in (0.05, 0.3, 0.5, 0.9, 0.99):
+        model = nn.Sequential(nn.Linear(256, 256))
+        with torch.no_grad():
+            model[0].weight.mul_(torch.rand(256, 256) > share)
+        with contextlib.suppress(ValueError):  # warnings are errors here
+            nmstep.pack(model)
 
 
 def test_a_plan_says_what_is_packed() -> None:

@@ -193,6 +193,27 @@ def test_a_decoder_of_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[:, :4], expected[:, :4], atol=1e-5)
 
 
+def test_what_a_tokenizer_returns(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = masked(transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).eval())
+    batch = transformers.BatchEncoding(
+        {  # in another order than the forward's
+            "input_ids": torch.randint(50, (2, 7)),
+            "token_type_ids": torch.randint(2, (2, 7)),
+            "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3]),
+        }
+    )
+    exported = nmstep.export_onnx(model, batch, tmp_path / "m.onnx")
+    assert exported.inputs == dict.fromkeys(batch, ("batch", 7))
+    longer = {name: torch.cat([t, t.flip(0)[:1]]) for name, t in batch.items()}
+    with torch.no_grad():
+        expected = model(**longer).last_hidden_state
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx", **longer)[0], expected.numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="return_tensors='pt'"):
+        nmstep.export_onnx(model, {name: t.tolist() for name, t in batch.items()}, tmp_path / "n.onnx")
+
+
 def test_hooks_are_part_of_what_is_exported(tmp_path: Path) -> None:
     model = masked(small())
     model[0].register_forward_hook(lambda _, inputs, output: output + inputs[0].sum(-1, keepdim=True))  # type: ignore[index]
@@ -257,6 +278,9 @@ class Starred(nn.Linear):
         (lambda: Starred(8, 4), (torch.ones(2, 8),), None, r"as \*args or \*\*kwargs"),
         (small, ([torch.ones(2, 8)],), None, "not tensors in lists"),
         (small, (3,), None, "at least one tensor"),
+        (small, {"input": [[1, 2], [3, 4]]}, None, r"at least one tensor .* with return_tensors='pt'"),
+        (small, {"x": torch.ones(2, 8)}, None, "does not take these inputs: .*input"),
+        (small, {"input": torch.ones(2, 8)}, {"input": 1}, "'input' is in both inputs and kwargs"),
     ],
 )
 def test_inputs_that_do_not_fit(

@@ -48,8 +48,27 @@ def test_lines_are_speed_ups_over_dense_fp32():
     assert list(lines(model)["dense bf16"].get_xdata()) == [1, 16]
     assert set(lines(model)["dense fp32"].get_ydata()) == {1}
     low, high = model.get_ylim()
-    assert low == 0
+    assert low < 1.0
     assert high > 4.0
+
+
+@pytest.mark.parametrize("bf16", [0.3, 1.0, 60.0])
+@pytest.mark.parametrize("fp32", [0.02, 0.9, 48.0])
+def test_one_large_ratio_leaves_room_for_the_others(fp32, bf16):
+    one = layer(8, rows=(1, 16))
+    one["rungs"][0] = {"rows": 1, **speed(fp32, bf16)}
+    axes = plot_speed(record(one)).axes[1]
+    low, high = axes.get_ylim()
+    shown = [1.0, 0.9 * fp32, 1.2 * fp32, fp32 / bf16, 3.0, 3.6, 2.0]
+    assert low < min(shown)
+    assert max(shown) < high
+    up, one, down = (axes.transData.transform((1, y))[1] for y in (2, 1, 0.5))
+    assert up - one == pytest.approx(one - down)  # twice as fast is as far up as half as fast is down
+    ticks = axes.get_yticks()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert "1" in labels
+    assert len(labels) == len(set(labels)) == len(ticks) >= 2
+    assert all(low <= tick <= high for tick in ticks)
 
 
 def test_of_many_kinds_those_with_most_weights_are_drawn():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from nmstep.bench.inputs import Given, given_to
 from nmstep.bench.sizes import SIZES, sized_subject
 from nmstep.bench.subject import Subject, Use
 from nmstep.deploy import load_packed, pack, unpack
+from nmstep.deploy.finding import verified_plan
 from nmstep.experiments import RunConfig, load_task
 from nmstep.experiments.weights import load_weights
 from nmstep.files import read_json
@@ -25,7 +26,7 @@ from nmstep.tasks import Task
 from nmstep.tasks.quiet import quiet_transformers
 from nmstep.verify.files import open_path
 
-__all__ = ["load_subject"]
+__all__ = ["found_plan", "is_of_transformers", "load_subject"]
 
 _PACKED = (".safetensors", ".safetensors.index.json")
 
@@ -71,6 +72,22 @@ def load_subject(
     return subject
 
 
+def is_of_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is one of transformers."""
+    return "model_type" in config or "architectures" in config
+
+
+def found_plan(folder: Path) -> SparsityPlan:
+    """Returns what the model in a folder of transformers is, by its one pattern or else by its zeros.
+
+    Raises:
+        NotSparseError: a layer does not have the pattern that the folder says.
+        ValueError: no layer is sparse, or the model is of no class that transformers has.
+        ImportError: transformers is not installed.
+    """
+    return _plan(_of_transformers(folder, None).load(), open_path(folder).promise, folder)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     """Where a model comes from.
@@ -88,7 +105,7 @@ class _Source:
 
 def _source(folder: Path, tokens: int | None) -> _Source:
     values = read_json(folder / "config.json")
-    if "model_type" in values or "architectures" in values:
+    if is_of_transformers(values):
         return _of_transformers(folder, tokens)
     return _of_run(folder, tokens)
 
@@ -102,22 +119,20 @@ def _subject(source: _Source, folder: Path, file: Path | None, dtype: torch.dtyp
         dense = source.load().eval().requires_grad_(False)
         dtype = dtype or _narrow(dense)
         dense = dense.float()
-        packed = _packed(dense, promise, folder, dtype)
+        packed = pack(dense, plan=_plan(dense, promise, folder), dtype=dtype)
     use, what, decoded = source.given(dense)
     name = str(file or folder)
     return Subject(name=name, dense=dense, packed=packed, use=use, what=what, decoded=decoded, file=file)
 
 
-def _packed(
-    dense: nn.Module, promise: SparsityPlan | NMPattern | None, folder: Path, dtype: torch.dtype | None
-) -> nn.Module:
-    """Returns the model packed as its folder says, or as its zeros do."""
+def _plan(dense: nn.Module, promise: SparsityPlan | NMPattern | None, folder: Path) -> SparsityPlan:
+    """Returns the plan that the model's folder says, or its zeros show."""
     if isinstance(promise, SparsityPlan):
-        return pack(dense, plan=promise, dtype=dtype)
+        return promise
     if isinstance(promise, NMPattern):
-        return pack(dense, promise, dtype=dtype)
+        return verified_plan(dense, promise)
     try:
-        return pack(dense, dtype=dtype)
+        return verified_plan(dense)
     except ValueError as error:
         raise ValueError(
             f"the model in {str(folder)!r} is dense, there is nothing to pack: {error}"

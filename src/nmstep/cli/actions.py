@@ -14,21 +14,15 @@ from rich.text import Text
 
 import nmstep
 from nmstep.cli import commands
-from nmstep.cli.bench_actions import bench_model, dtype_of, quick_verdict
+from nmstep.cli.bench_actions import bench_model, quick_verdict
 from nmstep.cli.console import errors, output, say
 from nmstep.cli.export_actions import export_run
 from nmstep.cli.outcomes import interrupted, tell_failures, tell_warnings
+from nmstep.cli.pack_actions import pack_checkpoint, pack_run
 from nmstep.cli.paper_actions import reproduce_paper
 from nmstep.cli.progress import CompareBars, TrainBar
-from nmstep.cli.tables import (
-    int8_line,
-    packed_size,
-    packed_table,
-    plan_table,
-    result_line,
-    summary,
-    verify_table,
-)
+from nmstep.cli.sources import refuse_dense
+from nmstep.cli.tables import plan_table, result_line, summary, verify_table
 from nmstep.cli.tune_actions import tune_recipe
 from nmstep.experiments import (
     CompareConfig,
@@ -64,7 +58,7 @@ def act(command: commands.Command) -> int:
         case commands.Verify():
             return _verify(command)
         case commands.Pack():
-            return _pack(command)
+            return pack_checkpoint(command)
         case commands.Export():
             return export_run(command)
         case commands.Bench():
@@ -89,7 +83,7 @@ def _train(command: commands.Train) -> int:
         return 130
     say(result_line(result))
     if config.recipe != "dense":
-        say(_write_packed(folder))
+        say(pack_run(folder))
         say(quick_verdict(folder / "packed.safetensors"))
     say(f"Run folder: {folder}")
     return 0
@@ -139,6 +133,8 @@ def _plan(command: commands.Plan) -> int:
 def _verify(command: commands.Verify) -> int:
     from nmstep.verify import verify
 
+    if command.pattern is None:  # with one it is counted, whatever the recipe was
+        refuse_dense(command.path, "verify")
     report = _verify_packed(command.path, command.pattern)
     if report is None:
         chosen = command.include or None
@@ -164,32 +160,6 @@ def _verify_packed(path: Path, pattern: str | None) -> nmstep.VerifyReport | Non
     dense = dense_tensors(path)
     plan = dense.plan if pattern is None else dense.plan.with_pattern(pattern)
     return replace(verify(dense.tensors, plan=plan), target=str(path))
-
-
-def _write_packed(folder: Path) -> str:
-    """Packs what a run trained, and returns where it is and how large."""
-    from nmstep.deploy import pack_file
-
-    packed = pack_file(folder, folder / "packed.safetensors")
-    return f"Packed: {packed.path}, {packed_size(packed)}"
-
-
-def _pack(command: commands.Pack) -> int:
-    from nmstep.deploy import pack_file
-
-    folder = command.path if command.path.is_dir() else command.path.parent
-    packed = pack_file(
-        command.path, command.out or folder / "packed.safetensors", dtype=dtype_of(command.dtype)
-    )
-    output.print(packed_table(packed))
-    is_rounded = command.dtype is not None
-    if command.dtype == "int8":
-        say(int8_line(packed))
-        is_rounded = any(layer.error is not None for layer in packed.layers.values())
-    rounded = f", rounded to {command.dtype}" if is_rounded else ""
-    say(f"Packed: {packed.path}")
-    say(f"Read back: its weights are those of the checkpoint{rounded}")
-    return 0
 
 
 def _report(folder: Path, out: Path | None) -> int:
@@ -241,7 +211,7 @@ def _demo(command: commands.Demo) -> int:
             say(Text(f"{name}/{path.name} {verdict}", style="green" if report.ok else "bold red"))
             status = status if report.ok else 1
             if report.ok:
-                say(_write_packed(command.out / name))
+                say(pack_run(command.out / name))
                 last = command.out / name / "packed.safetensors"
     if last is not None:
         say(f"{last}: {quick_verdict(last)}")

@@ -13,6 +13,7 @@ from nmstep.cli import commands
 from nmstep.cli.bench_tables import break_even_table, footprint_table, layer_table, model_table, verdict
 from nmstep.cli.console import output, say, say_warning
 from nmstep.cli.progress import BenchBar
+from nmstep.cli.sources import refuse_dense
 from nmstep.deploy import packed_layers
 from nmstep.deploy.speed import model_speed
 from nmstep.experiments.environment import environment
@@ -31,6 +32,7 @@ def bench_model(command: commands.Bench) -> int:
     _check(command)
     if command.threads is not None:
         torch.set_num_threads(command.threads)
+    refuse_dense(command.path, "measure")
     with BenchBar() as bar:
         subject = load_subject(
             command.path, pattern=command.pattern, tokens=command.tokens, dtype=dtype_of(command.dtype)

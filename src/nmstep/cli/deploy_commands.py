@@ -25,7 +25,8 @@ class Pack:
     """Write a checkpoint with its N:M weights packed, and read it back.
 
     Args:
-        path: run folder, or another checkpoint that says which of its weights are sparse.
+        path: run folder; folder of transformers (save_pretrained) with N:M weights; or another checkpoint that
+            says which of its weights are sparse.
         out: safetensors file to write; none for packed.safetensors beside the checkpoint.
     """
 
@@ -39,8 +40,8 @@ class Export:
     """Write a sparse model for other programs: dense weights with their zeros.
 
     Args:
-        path: run folder; for dense alone also a packed file, or another checkpoint that says which of its
-            weights are sparse.
+        path: run folder; for dense alone also a packed file, a folder of transformers (save_pretrained) with N:M
+            weights, or another checkpoint that says which of its weights are sparse.
         out: folder to write, new or empty: model.safetensors and config.json, or model.onnx.
         format: dense, onnx, or both.
     """

@@ -15,6 +15,8 @@ from torch import nn
 
 from nmstep.cli import commands
 from nmstep.cli.console import say
+from nmstep.cli.sources import is_run, plan_in_zeros, refuse_dense
+from nmstep.cli.tables import counts
 from nmstep.deploy import Exported, ExportedOnnx, export_dense, export_onnx
 from nmstep.deploy.exporting import is_pretrained
 from nmstep.deploy.tensorrt import weights_for_tensorrt
@@ -37,7 +39,8 @@ def export_run(command: commands.Export) -> int:
     formats: set[str] = set(command.format)
     if not formats:
         raise ValueError("--format is dense, onnx, or both")
-    if _is_run(command.path):
+    refuse_dense(command.path, "export")
+    if is_run(command.path):
         task, model, plan, config = _run(command.path)
         dense, graph = _export_model(task, model, plan, config, formats, command.out)
     elif "onnx" in formats:
@@ -47,7 +50,7 @@ def export_run(command: commands.Export) -> int:
         )
     else:
         model, graph = None, None
-        dense = export_dense(command.path, command.out)
+        dense = export_dense(command.path, command.out, plan=plan_in_zeros(command.path))
     if dense is not None:
         size, where = decimal(dense.size), command.out / _WEIGHTS
         say(f"Dense: {where}, {size}; read back: {_found(dense)}, equal to the source")
@@ -58,17 +61,10 @@ def export_run(command: commands.Export) -> int:
     return 0
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a path is a run folder, and not the folder of another program that has a config.json too."""
-    config = path / "config.json"
-    return config.is_file() and {"task", "recipe"} <= set(read_json(config))
-
-
 def _run(folder: Path) -> tuple[Task, nn.Module, SparsityPlan, dict[str, Any]]:
     """Returns a run's task, its trained model, the plan that it complies with, and its configuration."""
     plan = open_path(folder).promise
-    if not isinstance(plan, SparsityPlan):
-        raise ValueError(f"the run in {str(folder)!r} is dense: there is nothing to export")
+    assert isinstance(plan, SparsityPlan)  # of a run that is not dense
     verify(folder).raise_if_failed()
     task = load_task(RunConfig.load(str(folder / "config.json")))
     model = task.model()
@@ -121,11 +117,7 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 def _found(exported: Exported) -> str:
     """Returns what verification found, as in ``4 weights 2:4``."""
-    patterns = [str(tensor.pattern) for tensor in exported.report.checked]
-    return ", ".join(
-        f"{patterns.count(text)} weight{'s' if patterns.count(text) > 1 else ''} {text}"
-        for text in dict.fromkeys(patterns)
-    )
+    return counts(str(tensor.pattern) for tensor in exported.report.checked)
 
 
 def _way_to_load(model: nn.Module | None, folder: Path) -> str:

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from nmstep.cli.dotted import Dotted
 from nmstep.deploy import PackedFile
 from nmstep.plan import SparsityPlan
 from nmstep.switching.reasons import reason_text
 from nmstep.verify import VerifyReport
 
-__all__ = ["int8_line", "packed_size", "packed_table", "plan_table", "result_line", "summary", "verify_table"]
+__all__ = ["counts", "int8_line", "packed_size", "packed_table", "plan_table", "result_line", "summary"]
+__all__ += ["verify_table"]
 
 
-def plan_table(plan: SparsityPlan) -> Table:
+def plan_table(plan: SparsityPlan) -> Group:
     """Returns every parameter of a plan with its pattern, or the reason why it stays dense."""
     kept, total = sum(entry.kept for entry in plan.entries), sum(entry.numel for entry in plan.entries)
-    table = Table(
-        caption=f"{len(plan.sparse)} of {len(plan.entries)} parameters sparse; "
-        f"{kept:,} of {total:,} weights kept ({plan.density:.1%})",
-        caption_justify="left",
-    )
-    for header in ("parameter", "shape", "layer", "pattern"):
-        table.add_column(header, overflow="fold")
-    table.add_column("dim", justify="right")
-    table.add_column("why")
+    table = _table("parameter", "shape", "layer", "pattern", "dim", "why", right=("dim",))
     for entry in plan.entries:
         table.add_row(
-            escape(" = ".join((entry.name, *entry.aliases))),
+            Dotted(" = ".join((entry.name, *entry.aliases))),
             "x".join(map(str, entry.shape)),
             entry.kind,
             "dense" if entry.pattern is None else str(entry.pattern),
@@ -43,30 +39,25 @@ def plan_table(plan: SparsityPlan) -> Table:
             escape(entry.reason),
             style=None if entry.pattern is not None else "dim",
         )
-    return table
+    return _summed(
+        table,
+        f"{len(plan.sparse)} of {len(plan.entries)} parameters sparse; "
+        f"{kept:,} of {total:,} weights kept ({plan.density:.1%})",
+    )
 
 
-def verify_table(report: VerifyReport) -> Table:
+def verify_table(report: VerifyReport) -> Group:
     """Returns what was found about each tensor; vectors that may be dense are left out."""
     planned = [tensor for tensor in report.tensors if tensor.status != "dense"]
     comply = sum(not tensor.failed for tensor in planned)
-    caption = (
-        f"{report.target} is {'' if report.ok else 'NOT '}N:M: {comply} of {len(planned)} tensors comply, "
-        f"{len(report.tensors) - len(planned)} are dense"
-    )
-    table = Table(box=SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
-    table.add_column("tensor", overflow="fold")
-    for header in ("shape", "pattern"):
-        table.add_column(header)
-    for header in ("dim", "groups", "comply"):
-        table.add_column(header, justify="right")
-    table.add_column("status")
+    right = ("dim", "groups", "comply")
+    table = _table("tensor", "shape", "pattern", *right, "status", right=right)
     for tensor in report.tensors:
         dense = tensor.status == "dense"
         if dense and len(tensor.shape) < 2:
             continue
         table.add_row(
-            escape(tensor.name),
+            Dotted(tensor.name),
             "x".join(map(str, tensor.shape)),
             "-" if tensor.pattern is None else str(tensor.pattern),
             "-" if tensor.dim is None else str(tensor.dim),
@@ -75,23 +66,47 @@ def verify_table(report: VerifyReport) -> Table:
             tensor.status,
             style="red" if tensor.failed else "dim" if dense else None,
         )
-    return table
-
-
-def packed_table(packed: PackedFile) -> Table:
-    """Returns what was packed, and how large the file is beside a dense one."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        caption=f"{packed_size(packed)}; {len(packed.layers)} weights packed, {len(packed.left)} sparse ones left "
-        f"dense",
-        caption_justify="left",
+    return _summed(
+        table,
+        f"{report.target} is {'' if report.ok else 'NOT '}N:M: {comply} of {len(planned)} tensors comply, "
+        f"{len(report.tensors) - len(planned)} are dense",
     )
-    table.add_column("layer", overflow="fold")
-    for header in ("shape", "pattern"):
-        table.add_column(header)
+
+
+def packed_table(packed: PackedFile) -> Group:
+    """Returns what was packed, and how large the file is beside a dense one."""
+    table = _table("layer", "shape", "pattern")
     for name, layer in packed.layers.items():
-        table.add_row(escape(name), "x".join(map(str, layer.shape)), str(layer.pattern))
+        table.add_row(Dotted(name), "x".join(map(str, layer.shape)), str(layer.pattern))
+    left = ", ".join(packed.left[:5]) + (f" and {len(packed.left) - 5} more" if len(packed.left) > 5 else "")
+    return _summed(
+        table,
+        f"{packed_size(packed)}; {len(packed.layers)} weight{'s' if len(packed.layers) > 1 else ''} packed"
+        + (f"; sparse, and left dense: {left}" if left else ""),
+    )
+
+
+def _table(*headers: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for header in headers:
+        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     return table
+
+
+def _summed(table: Table, text: str) -> Group:
+    """Returns a table and a sentence below it, which is as wide as the terminal, as a caption would not be."""
+    return Group(table, Text(text))
+
+
+def counts(patterns: Iterable[str]) -> str:
+    """Returns how many weights have each pattern.
+
+    Example:
+        >>> counts(["2:4", "1:8", "2:4"])
+        '2 weights 2:4, 1 weight 1:8'
+    """
+    found = Counter(patterns)
+    return ", ".join(f"{count} weight{'s' if count > 1 else ''} {text}" for text, count in found.items())
 
 
 def packed_size(packed: PackedFile) -> str:
@@ -101,14 +116,11 @@ def packed_size(packed: PackedFile) -> str:
 
 
 def int8_line(packed: PackedFile) -> str:
-    """Returns which weights became int8, and what rounding changed."""
-    errors = {name: layer.error for name, layer in packed.layers.items() if layer.error is not None}
-    small = "" if len(errors) == len(packed.layers) else "; small ones run dense, and stay as they are"
-    if not errors:
-        return f"No weight became int8{small}"
+    """Returns how many weights became int8, and what rounding changed."""
+    errors = {name: layer.error or 0.0 for name, layer in packed.layers.items()}
     worst = max(errors, key=lambda name: errors[name])
     count = f"{len(errors)} weight{'s' if len(errors) > 1 else ''}"
-    return f"int8: {count}, rounding changed none by more than {errors[worst]:.2%} ({worst}){small}"
+    return f"int8: {count}, rounding changed none by more than {errors[worst]:.2%} ({worst})"
 
 
 def result_line(result: Mapping[str, Any]) -> str:

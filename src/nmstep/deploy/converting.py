@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.last_tile import cut
 from nmstep.deploy.layer import Parts
 from nmstep.deploy.packing import check_dtype, packed_parts
 from nmstep.deploy.writing import check_path, write_tensors
@@ -46,42 +47,47 @@ class PackedFile:
 
 @torch.no_grad()
 def pack_file(
-    source: str | os.PathLike[str], path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    plan: SparsityPlan | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PackedFile:
-    """Writes a packed file of an N:M checkpoint that says which of its weights are sparse.
+    """Writes a packed file of an N:M checkpoint, without its model.
 
     One tensor is read at a time. What was written is read back, unpacked and compared with the checkpoint before it
     takes the place of a file that was there. :func:`nmstep.load_packed` puts the file into a model.
 
     Args:
-        source: a file or folder with a plan, as a run folder is; see :func:`nmstep.verify`.
+        source: a file or folder as :func:`nmstep.verify` takes it.
         path: ends in ``.safetensors``.
+        plan: which weights are sparse, in place of what the source says itself, as a run folder does.
         dtype: to hold kept weights in: float32, bfloat16, float16 or int8; their own by default.
 
     Raises:
         NotSparseError: a weight is not N:M; the message names its first group that is not.
         FileNotFoundError: there is no such source.
-        ValueError: the source has no plan, or cannot be read; or the path has another ending.
+        ValueError: nothing says which weights are sparse, or the source cannot be read; or the path has another
+            ending.
         RuntimeError: what was written reads differently; a file that was there stays.
     """
     check_dtype(dtype)
     check_path(Path(path))
     stored = open_path(Path(source))
-    if not isinstance(stored.promise, SparsityPlan):
+    promise = plan or stored.promise
+    if not isinstance(promise, SparsityPlan):
         raise ValueError(
             f"{stored.label} does not say which of its weights are sparse along which dimension: load it into its "
-            f"model, and write that with nmstep.save_packed(nmstep.pack(model, pattern), path)"
+            f"model, and write that with nmstep.save_packed(nmstep.pack(model, pattern), path); or give its plan"
         )
-    verify(source).raise_if_failed()
-    plan = {
-        plain_name(name): entry for entry in stored.promise.sparse for name in (entry.name, *entry.aliases)
-    }
+    verify(source, plan=promise).raise_if_failed()
+    sparse = {plain_name(name): entry for entry in promise.sparse for name in (entry.name, *entry.aliases)}
     tensors: dict[str, Tensor] = {}
     layers: dict[str, StoredLayer] = {}
     left, dense = [], 0
     for stored_name, tensor in stored.tensors.items():
         name = plain_name(stored_name)
-        value, entry = tensor.read(), plan.get(name)
+        value, entry = tensor.read(), sparse.get(name)
         size = value.nbytes
         if entry is not None and _is_packable(entry):
             assert entry.pattern is not None
@@ -90,7 +96,8 @@ def pack_file(
             parts = packed_parts(as_rows(value, entry.dim), entry.pattern, dtype)
             layer = StoredLayer(entry.pattern, tuple(value.shape), entry.dim, parts.error, value.dtype)
             layers[owner] = layer
-            tensors |= {part_of(owner, part): getattr(parts, part) for part in layer.sizes}
+            rows = layer.tiling.rows
+            tensors |= {part_of(owner, part): cut(getattr(parts, part), rows) for part in layer.sizes}
         else:
             tensors[name] = value
             left += [] if entry is None else [name]
@@ -110,7 +117,7 @@ def pack_file(
 
 def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -> None:
     """Raises RuntimeError unless a packed file holds what the checkpoint does, in the dtype of its values."""
-    with require("safetensors", "packed files", extra="cli").safe_open(file, framework="pt") as written:
+    with require("safetensors", "packed files").safe_open(file, framework="pt") as written:
         for stored_name, tensor in stored.tensors.items():
             name, value = plain_name(stored_name), tensor.read()
             layer = layers.get(_owner(name)) if name.rpartition(".")[2] == "weight" else None
@@ -118,7 +125,7 @@ def _check_written(file: Path, stored: Stored, layers: dict[str, StoredLayer]) -
                 is_same = _same_values(written.get_tensor(name), value)
             else:
                 read = {part: written.get_tensor(part_of(_owner(name), part)) for part in layer.sizes}
-                is_same = _holds(Parts(**read), layer, as_rows(value, layer.dim))
+                is_same = _holds(layer.whole(read), layer, as_rows(value, layer.dim))
             if not is_same:
                 raise RuntimeError(f"{name!r} reads differently than it was packed: is the disk sound?")
 

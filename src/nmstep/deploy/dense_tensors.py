@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nmstep.deploy.description import StoredLayer, described, is_packed, part_of
+from nmstep.deploy.description import StoredLayer, described, is_packed, part_of, weight_of
 from nmstep.deploy.layer import PARTS
 from nmstep.deploy.reading import read_layer
 from nmstep.files import read_json
@@ -81,16 +81,15 @@ def _unpacked(stored: Stored) -> DenseTensors:
     layers, aliases = described(stored)
     parts = {part_of(name, part) for name in layers for part in PARTS}
     tensors = {name: tensor.read() for name, tensor in stored.tensors.items() if name not in parts}
-    first: dict[str, str] = {}  # the weight that has a layer's values
+    first: dict[object, str] = {}  # the name of a weight that several layers may share
     entries = []
     others = {alias: name for alias, name in aliases.items() if alias not in parts}
     for name, layer in layers.items():
-        weight, values = part_of(name, "weight"), part_of(name, PARTS[0])
-        values = aliases.get(values, values)
-        if values in first:
-            others[weight] = first[values]
+        weight, stored_as = part_of(name, "weight"), weight_of(name, layer, aliases)
+        if stored_as in first:
+            others[weight] = first[stored_as]
             continue
-        first[values] = weight
+        first[stored_as] = weight
         rows = read_layer(stored, name, layer, aliases).rows(layer.tiling)
         tensors[weight] = from_rows(rows, layer.shape, layer.dim)
         entries.append(_entry(weight, layer))

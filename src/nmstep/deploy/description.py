@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from nmstep.deploy.last_tile import cut_shape, filled
+from nmstep.deploy.layer import Parts
 from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling, has_rows
 from nmstep.verify.stored import PACKED, Stored
 
-__all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of"]
+__all__ = ["StoredLayer", "describe", "described", "is_packed", "part_of", "weight_of"]
 
-_VERSION = 1
+_VERSION = 2  # 1 had the last tile whole
 _DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 }
@@ -82,10 +85,30 @@ class StoredLayer:
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the layer's tensors, in the order of :class:`Parts`."""
+        """The shapes of the layer's tensors in the file, in the order of :class:`Parts`."""
         tiling = self.tiling
         scales = {} if self.error is None else {"scales": (tiling.tiles, LANES)}
-        return {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
+        whole = {"values": tiling.values_shape, "indices": tiling.indices_shape, **scales}
+        return {part: cut_shape(shape, tiling.rows) for part, shape in whole.items()}
+
+    def whole(self, read: Mapping[str, Tensor]) -> Parts:
+        """Returns the packed weight of which a file holds these tensors, in the shapes of :attr:`sizes`."""
+        parts = {part: filled(tensor, part, self.tiling) for part, tensor in read.items()}
+        return Parts(**parts, error=self.error)
+
+
+def weight_of(
+    name: str, layer: StoredLayer, aliases: Mapping[str, str]
+) -> tuple[StoredLayer, tuple[str, ...]]:
+    """Returns the same for layers that share their weight: how it is stored, and the names of its tensors.
+
+    Args:
+        name: of the layer.
+        layer: what the file says of it.
+        aliases: as :func:`described` returns them.
+    """
+    names = (part_of(name, part) for part in layer.sizes)
+    return layer, tuple(aliases.get(full, full) for full in names)
 
 
 def is_packed(stored: Stored) -> bool:
@@ -102,6 +125,18 @@ def describe(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> d
     """
     named = {name: layer.to_dict() for name, layer in layers.items()}
     return {PACKED: json.dumps({"version": _VERSION, "layers": named, "aliases": dict(aliases)})}
+
+
+def _check_shared(layers: Mapping[str, StoredLayer], aliases: Mapping[str, str]) -> None:
+    """Raises ValueError if layers share some tensors of a weight and are not the same weight."""
+    owners: dict[str, object] = {}
+    for name, layer in layers.items():
+        weight = weight_of(name, layer, aliases)
+        for tensor in weight[1]:
+            if owners.setdefault(tensor, weight) != weight:
+                raise ValueError(
+                    f"{tensor!r} is shared by layers that are stored differently, {name!r} among them"
+                )
 
 
 def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
@@ -125,6 +160,7 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
             if alias in stored.tensors:
                 raise ValueError(f"{alias!r} is a tensor, and another name of {aliases[alias]!r} too")
         layers = {name: StoredLayer.from_dict(values) for name, values in description["layers"].items()}
+        _check_shared(layers, aliases)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{stored.label} describes no packed layers: {type(error).__name__}: {error}"

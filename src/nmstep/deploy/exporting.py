@@ -85,7 +85,7 @@ def export_dense(
         ...     export_dense(model, folder, pattern="2:4").report.ok, nmstep.verify(folder).ok
         (True, True)
     """
-    require("safetensors.torch", "exports", extra="cli")
+    require("safetensors.torch", "exports")
     if isinstance(source, nn.Module):
         model, plan = dense_model(source, pattern, plan)
         if is_pretrained(model):

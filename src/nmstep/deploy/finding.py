@@ -13,10 +13,12 @@ from nmstep.patterns import NMPattern
 from nmstep.plan import plan as make_plan
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.verify import verify
+from nmstep.verify.groups import count_groups
 
 __all__ = ["verified_plan"]
 
 _GROUPS = (2, 4, 8, 16, 32, 64)
+_FEW = 1000  # one group in so many may be damaged, and one in any case
 
 
 def verified_plan(
@@ -87,18 +89,57 @@ def _found(entry: PlanEntry, weight: Tensor) -> PlanEntry:
     """Returns a parameter's entry with the pattern that its zeros make, if they make one."""
     if entry.dim is None:
         return entry
-    pattern = _sparsest(weight, entry.dim)
+    pattern, usual = _sparsest(weight, entry.dim)
+    if usual is not None and (pattern is None or usual.density < pattern.density):
+        _warn_of_damage(entry, weight, pattern, usual)
     if pattern is None:
         return replace(entry, pattern=None, dim=None, reason="no pattern in its zeros")
     return replace(entry, pattern=pattern)
 
 
-def _sparsest(weight: Tensor, dim: int) -> NMPattern | None:
-    """Returns the sparsest pattern that a weight has, of those the one of the smallest groups, or None."""
-    found = []
+def _sparsest(weight: Tensor, dim: int) -> tuple[NMPattern | None, NMPattern | None]:
+    """Returns the sparsest pattern that a weight has, and the one that all but a few of its groups have.
+
+    Of equally sparse ones it is that of the smallest groups; None where there is none.
+    """
+    found, usual = [], []
     for m in _GROUPS:
         if weight.numel() and weight.shape[dim] % m == 0:
             view, group_dim = next(iter(group_views(weight, dim, m)))
-            n = max(1, int(view.count_nonzero(group_dim).max()))
+            counts = view.count_nonzero(group_dim).flatten().bincount(minlength=m + 1)
+            n = max(1, int(counts.nonzero()[-1]))
             found += [NMPattern(n, m)] if n < m else []
-    return min(found, key=lambda pattern: (pattern.density, pattern.m), default=None)
+            usual += _usual(counts, m)
+    return _best(found), _best(usual)
+
+
+def _best(patterns: list[NMPattern]) -> NMPattern | None:
+    return min(patterns, key=lambda pattern: (pattern.density, pattern.m), default=None)
+
+
+def _usual(counts: Tensor, m: int) -> list[NMPattern]:
+    """Returns the pattern that a mask gave all but a few groups, in a list, which is empty where none did.
+
+    Masks keep N weights of nearly every group; zeros that came about otherwise are spread wider.
+
+    Args:
+        counts: how many groups have 0, 1, … M weights that are not zero.
+        m: size of the groups.
+    """
+    groups = int(counts.sum())
+    n = int(counts.argmax())
+    beyond = int(counts[n + 1 :].sum())
+    is_mask = 0 < n < m and 10 * int(counts[n]) >= 9 * groups
+    return [NMPattern(n, m)] if is_mask and 0 < beyond <= max(1, groups // _FEW) else []
+
+
+def _warn_of_damage(entry: PlanEntry, weight: Tensor, pattern: NMPattern | None, usual: NMPattern) -> None:
+    assert entry.dim is not None
+    count = count_groups(weight, usual, entry.dim)
+    what = "no pattern" if pattern is None else f"{pattern}"
+    warnings.warn(
+        f"{entry.name!r} has {what} because of {count.groups - count.complying:,} of its {count.groups:,} "
+        f"groups of {usual.m}: all others are {usual}; first {count.first}. Is it damaged? Ask for {usual}, "
+        f"and it is refused",
+        stacklevel=2,
+    )

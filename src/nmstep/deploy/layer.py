@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nmstep.deploy.moving import once
 from nmstep.kernels.break_even import is_better_dense
 from nmstep.kernels.one_way import one_way, wants_gradients
 from nmstep.kernels.packed import PackedProduct
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
-from nmstep.quantizing import dequantized
+from nmstep.quantizing import dequantized, in_steps
 from nmstep.tiles import Tiling, as_rows, from_rows, pack_rows, unpack_rows
 
 __all__ = ["PARTS", "PackedLayer", "Parts"]
@@ -92,7 +93,7 @@ class PackedLayer(nn.Module):
         self._packed_dtype = parts.values.dtype
         self._hold_packed(parts)
         is_wide = parts.values.dtype is torch.float64  # which no kernel takes
-        if fallback and parts.scales is None and (is_wide or is_better_dense(self.tiling, self.dtype)):
+        if fallback and (is_wide or is_better_dense(self.tiling, self.dtype)):
             self._hold_dense()
         self.train(like.training)
 
@@ -160,7 +161,10 @@ class PackedLayer(nn.Module):
         if self._held is not None and self._held.is_meta:
             return self._empty_parts()
         if self._held is not None:
-            return Parts(*pack_rows(as_rows(self._held, self.dim), self.pattern, dtype=self.values_dtype))
+            rows = as_rows(self._held, self.dim)
+            rows = rows if self.scales is None else in_steps(rows, self.scales)
+            packed = pack_rows(rows, self.pattern, dtype=self.values_dtype)
+            return Parts(*packed, self.scales, self.error)
         assert self.values is not None
         assert self.indices is not None
         return Parts(self.values, self.indices, self.scales, self.error)
@@ -219,35 +223,36 @@ class PackedLayer(nn.Module):
         self.register_buffer("_held", None, persistent=False)
 
     def _hold_dense(self) -> None:
-        """Holds the weight dense, in the layer's dtype."""
+        """Holds the weight dense, in the layer's dtype; beside it the scales that it is whole steps of."""
         assert self.values is not None
         self._packed_dtype, weight = self.values.dtype, self.weight
-        for name in PARTS:
+        for name in PARTS[:2]:
             self.register_buffer(name, None)
         self.register_buffer("_held", weight, persistent=False)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._held is not None:
-            parts = self.parts
-            destination |= {f"{prefix}values": parts.values, f"{prefix}indices": parts.indices}
+            destination.pop(
+                f"{prefix}scales", None
+            )  # to come after the others, as in a layer that is held packed
+            own = zip(PARTS, self.parts[:3], strict=True)
+            destination |= {f"{prefix}{part}": tensor for part, tensor in own if tensor is not None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         was_dense = self._held is not None
         if was_dense:  # what is loaded is packed
-            is_whole = all(f"{prefix}{part}" in state_dict for part in PARTS[:2])
+            parts = PARTS[:2] if self.scales is None else PARTS
+            is_whole = all(f"{prefix}{part}" in state_dict for part in parts)
             self._hold_packed(self._empty_parts() if is_whole else self.parts)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if was_dense:
             self._hold_dense()
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
-        scales, before = self.scales, self._dtype.dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scales is not None:  # casting a model leaves them as exact as they were
-            device = self._dtype.device
-            self.scales = torch.empty_like(scales, device=device) if scales.is_meta else scales.to(device)
-        if self._dtype.dtype is not before:
+        before = self._dtype.dtype
+        super()._apply(once(fn, exact=self.scales), recurse)  # type: ignore[no-untyped-call]
+        if self._dtype.dtype is not before and self.scales is None:
             self._packed_dtype = self._dtype.dtype
         self._product.forget()
         return self
@@ -256,7 +261,8 @@ class PackedLayer(nn.Module):
         """Returns parts of the shapes and dtypes that the weight's have, with anything in them."""
         device = self._dtype.device
         values = torch.empty(self.tiling.values_shape, dtype=self.values_dtype, device=device)
-        return Parts(values, torch.zeros(self.tiling.indices_shape, dtype=torch.int32, device=device))
+        indices = torch.zeros(self.tiling.indices_shape, dtype=torch.int32, device=device)
+        return Parts(values, indices, self.scales, self.error)
 
 
 def _sharing(parameter: nn.Parameter) -> nn.Parameter:

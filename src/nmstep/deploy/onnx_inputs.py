@@ -29,14 +29,18 @@ class Inputs:
     names: Mapping[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None,
+    ) -> Inputs:
         """Returns the call of a model with these arguments, on the CPU, and in float32 in place of bfloat16.
 
         Raises:
             ValueError: the model does not take them, its forward does not name them, or there is no tensor.
         """
-        args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        given: Mapping[str, Any] = kwargs or {}
+        args, given = _call(inputs, kwargs or {})
         parameters = inspect.signature(model.forward).parameters
         try:
             names = inspect.signature(model.forward).bind(*args, **given).arguments
@@ -59,7 +63,10 @@ class Inputs:
                 "inputs are tensors, one for each argument of forward, and not tensors in lists or dicts"
             )
         if not any(isinstance(value, Tensor) and value.dim() for value in names.values()):
-            raise ValueError("export_onnx needs example inputs: at least one tensor with a batch dimension")
+            raise ValueError(
+                "export_onnx needs example inputs: at least one tensor with a batch dimension; a tokenizer gives "
+                "tensors with return_tensors='pt'"
+            )
         return cls(args, dict(given), dict(names))._mapped(_portable)
 
     @property
@@ -89,6 +96,20 @@ class Inputs:
 
     def _mapped(self, change: Any) -> Inputs:
         return Inputs(*(tree_map(change, part) for part in (self.args, dict(self.kwargs), dict(self.names))))
+
+
+def _call(
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Returns positional and keyword arguments; a dict, such as a tokenizer returns, has all of them by name."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), kwargs
+    if not isinstance(inputs, Mapping):
+        return tuple(inputs), kwargs
+    twice = inputs.keys() & kwargs.keys()
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, sorted(twice)))} is in both inputs and kwargs")
+    return (), {**inputs, **kwargs}
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -23,7 +23,7 @@ def open_session(path: Path) -> Any:
         ValueError: onnxruntime does not take the file; the message has its reason.
         ImportError: it is not installed.
     """
-    runtime = require("onnxruntime", "checking an ONNX export", extra="onnx")
+    runtime = require("onnxruntime", "checking an ONNX export")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()

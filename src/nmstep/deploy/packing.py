@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from nmstep.deploy.finding import verified_plan
 from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import packed_type
-from nmstep.kernels.break_even import is_small
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
 from nmstep.quantizing import quantized
 from nmstep.sparsity_plan import SparsityPlan, unwrap
-from nmstep.tiles import MOST_M, Tiling, as_rows, pack_rows
+from nmstep.tiles import MOST_M, Tiling, as_rows, pack_rows, unpack_rows
 
 __all__ = ["check_dtype", "pack", "packed_layers", "packed_parts", "replaced", "unpack", "without_save"]
 
@@ -86,7 +85,7 @@ def pack(
         assert kind is not None
         if id(weight) not in parts:
             rows = as_rows(weight.detach(), reduction_dim(module, "weight") or 0)
-            parts[id(weight)] = packed_parts(rows, patterns[name], dtype, small=not fallback)
+            parts[id(weight)] = packed_parts(rows, patterns[name], dtype)
         own = fallback and owners[id(weight)] == 1  # held dense, a weight of several layers would be copied
         return kind(module, patterns[name], parts[id(weight)], fallback=own)
 
@@ -118,26 +117,24 @@ def unpack(model: nn.Module) -> nn.Module:
     return dense
 
 
-def packed_parts(
-    rows: Tensor, pattern: NMPattern, dtype: torch.dtype | None = None, *, small: bool = False
-) -> Parts:
+def packed_parts(rows: Tensor, pattern: NMPattern, dtype: torch.dtype | None = None) -> Parts:
     """Returns a weight of shape (outputs, inputs) packed, with values in this dtype or, by default, its own.
-
-    Values of small layers, which run dense, do not become int8 unless ``small`` says so: nothing would be faster.
 
     Raises:
         ValueError: as :func:`nmstep.tiles.pack_rows` and :func:`nmstep.quantizing.quantized`.
     """
-    if dtype is not torch.int8 or (is_small(Tiling(len(rows), rows.shape[1], pattern)) and not small):
-        parts = Parts(*pack_rows(rows, pattern, dtype=None if dtype is torch.int8 else dtype))
-        if dtype is torch.float16 and bool(parts.values.isinf().any()) and not bool(rows.isinf().any()):
-            raise ValueError(
-                f"float16 holds numbers up to 65504, and a weight is {float(rows.abs().max()):.3g}: take bfloat16"
-            )
-        return parts
-    values, indices = pack_rows(rows, pattern)
-    whole, scales, error = quantized(values)
-    return Parts(whole, indices, scales, error)
+    if dtype is torch.int8:
+        values, indices = pack_rows(rows, pattern)
+        whole, scales, error = quantized(values)
+        # Once more: what was rounded to zero is kept as the first zeros of a group are, wherever it stood.
+        steps = unpack_rows(whole, indices, Tiling(len(rows), rows.shape[1], pattern))
+        return Parts(*pack_rows(steps, pattern), scales, error)
+    parts = Parts(*pack_rows(rows, pattern, dtype=dtype))
+    if dtype is torch.float16 and bool(parts.values.isinf().any()) and not bool(rows.isinf().any()):
+        raise ValueError(
+            f"float16 holds numbers up to 65504, and a weight is {float(rows.abs().max()):.3g}: take bfloat16"
+        )
+    return parts
 
 
 def without_save(model: nn.Module) -> nn.Module:

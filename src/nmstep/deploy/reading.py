@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nmstep.deploy.description import StoredLayer, described, part_of
+from nmstep.deploy.description import StoredLayer, described, part_of, weight_of
 from nmstep.deploy.layer import PackedLayer, Parts
 from nmstep.deploy.layers import packed_type
 from nmstep.deploy.packing import replaced, without_save
@@ -58,13 +58,13 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     tensors: dict[str, Tensor] = {}
     kinds: dict[str, type[PackedLayer]] = {}
     read: dict[str, Parts] = {}
-    once: dict[str, Parts] = {}  # layers that share a weight share its tensors
+    once: dict[object, Parts] = {}  # layers that share a weight share its tensors
     for name, layer in layers.items():
         module = _module_for(stored, name, layer, modules)
-        kind, first = packed_type(module, layer.pattern), _first_values(name, aliases)
-        if first not in once:
-            once[first] = read_layer(stored, name, layer, aliases)
-        parts = once[first]
+        kind, weight = packed_type(module, layer.pattern), weight_of(name, layer, aliases)
+        if weight not in once:
+            once[weight] = read_layer(stored, name, layer, aliases)
+        parts = once[weight]
         if kind is not None:
             kinds[name], read[name] = kind, parts
             tensors |= {part_of(name, part): getattr(parts, part) for part in layer.sizes}
@@ -75,25 +75,18 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     tensors |= {
         alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
     }
-    owners: dict[str, set[int]] = {}  # the modules that have a tensor of this first name
-    for name in kinds:
-        owners.setdefault(_first_values(name, aliases), set()).add(id(modules[name]))
+    owners: dict[int, set[int]] = {}  # the modules that have these values
+    for name, parts in read.items():
+        owners.setdefault(id(parts.values), set()).add(id(modules[name]))
 
     def make(name: str, module: nn.Module) -> nn.Module:
-        layer, own = (
-            layers[name],
-            fallback and len(owners[_first_values(name, aliases)]) == 1,
-        )  # as in packing
-        return kinds[name](module, layer.pattern, read[name], dtype=layer.dtype, fallback=own)
+        layer, parts = layers[name], read[name]
+        own = fallback and len(owners[id(parts.values)]) == 1  # as in packing
+        return kinds[name](module, layer.pattern, parts, dtype=layer.dtype, fallback=own)
 
     packed = without_save(replaced(model, kinds, make))
     _load(stored, packed, tensors)
     return packed
-
-
-def _first_values(name: str, aliases: Mapping[str, str]) -> str:
-    values = part_of(name, "values")
-    return aliases.get(values, values)
 
 
 def _module_for(stored: Stored, name: str, layer: StoredLayer, modules: Mapping[str, nn.Module]) -> nn.Module:
@@ -129,12 +122,12 @@ def read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[s
                 f"{stored.label}: {full!r} {found}, expected shape {shape} for {layer.pattern} of {layer.shape}"
             )
         read[part] = tensor.read()
-    parts = Parts(**read, error=layer.error)
     dtypes = _DTYPES if layer.error is None else (torch.int8,)
-    is_scaled = parts.scales is None or parts.scales.dtype == torch.float32
-    if parts.values.dtype not in dtypes or parts.indices.dtype != torch.int32 or not is_scaled:
+    is_scaled = "scales" not in read or read["scales"].dtype == torch.float32
+    if read["values"].dtype not in dtypes or read["indices"].dtype != torch.int32 or not is_scaled:
         found = ", ".join(f"{part} {tensor.dtype}" for part, tensor in read.items())
         raise ValueError(f"{stored.label}: the tensors of {name!r} are {found}")
+    parts = layer.whole(read)
     wrong = misplaced(parts.indices, layer.tiling)
     if wrong is not None:
         raise ValueError(
@@ -151,16 +144,32 @@ def _lookup(stored: Stored, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = set(packed.state_dict())
+    state = packed.state_dict()
+    expected = set(state)
     # Buffers that a state dict leaves out: only a model that was made without memory needs them.
-    computed = {name: b for name, b in packed.named_buffers(remove_duplicate=False) if name not in expected}
+    computed = {
+        part_of(owner, key): buffer
+        for owner, module in packed.named_modules(remove_duplicate=False)
+        if not isinstance(module, PackedLayer)
+        for key, buffer in module._buffers.items()
+        if buffer is not None and part_of(owner, key) not in expected
+    }
     spare = {name: tensors.pop(name) for name in computed if name in tensors}
+    _fill_ties(packed, tensors)
     for names, what in (
         (expected - set(tensors), "lacks tensors of the model"),
         (set(tensors) - expected, "holds tensors that the model does not have"),
     ):
         if names:
             raise ValueError(f"{stored.label} {what}: {', '.join(map(repr, sorted(names)[:5]))}")
+    for (
+        name,
+        own,
+    ) in state.items():  # a number of another kind fails in the middle of a forward pass, or changes it
+        if _kind(own) != _kind(tensors[name]):
+            raise ValueError(
+                f"{stored.label} does not fit the model: {name!r} is {tensors[name].dtype}, expected {own.dtype}"
+            )
     made: dict[int, nn.Parameter] = {}  # one parameter for a tensor of several names
     for name, parameter in packed.named_parameters(remove_duplicate=False):
         tensor = tensors[name]
@@ -181,3 +190,16 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
             f"the model on the meta device computes {', '.join(map(repr, left[:5]))} when it is made, and the file "
             f"does not hold it: make the model on the CPU, or its buffers, as accelerate.init_empty_weights does"
         )
+
+
+def _fill_ties(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Adds what a model ties to another tensor: transformers writes it under one name, and says no other."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    held = {id(parameter): tensors[name] for name, parameter in named if name in tensors}
+    for name, parameter in named:
+        if name not in tensors and id(parameter) in held:
+            tensors[name] = held[id(parameter)]
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -50,7 +50,7 @@ class ExportedOnnx(Exported):
 @torch.no_grad()
 def export_onnx(
     model: nn.Module,
-    inputs: Tensor | Sequence[Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -69,9 +69,10 @@ def export_onnx(
 
     Args:
         model: packed or not; is not changed.
-        inputs: examples of what its forward takes by position, with the batch first.
+        inputs: examples of what its forward takes, with the batch first: by position, or a dict by name, as
+            tokenizers return. The graph's inputs have the forward's names.
         path: ends in ``.onnx``. A model above 2 GB gets a file of weights beside it.
-        kwargs: examples of what its forward takes by name.
+        kwargs: more examples, of what its forward takes by name.
         pattern: N kept of M; without pattern and plan, zeros show what each layer has.
         plan: a pattern for each layer.
         dynamic_batch: whether the file takes batches of any size; outputs are then compared at several.
@@ -86,7 +87,7 @@ def export_onnx(
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "exports to ONNX", extra="onnx")
+        require(package, "exports to ONNX")
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"a model is exported to an .onnx file, not to {str(path)!r}")

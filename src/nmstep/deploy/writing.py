@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.last_tile import cut
 from nmstep.deploy.layer import PackedLayer
 from nmstep.deploy.packing import packed_layers
 from nmstep.files import replacing, write_atomically
@@ -50,6 +51,10 @@ def save_packed(model: nn.Module, path: str | os.PathLike[str], *, shard_bytes: 
         name: StoredLayer(layer.pattern, layer.shape, layer.dim, layer.error, layer.dtype)
         for name, layer in layers.items()
     }
+    rows = {
+        part_of(name, part): layer.tiling.rows for name, layer in described.items() for part in layer.sizes
+    }
+    tensors = {name: cut(t, rows[name]) if name in rows else t for name, t in tensors.items()}
     write_tensors(tensors, Path(path), describe(described, aliases), shard_bytes=shard_bytes)
 
 
@@ -90,7 +95,7 @@ def write_tensors(
         shard_bytes: as :func:`save_packed` takes it.
         check: looks at each file before it takes the place of what was there, which stays if this raises.
     """
-    save = require("safetensors.torch", "packed files", extra="cli").save_file
+    save = require("safetensors.torch", "packed files").save_file
     check_path(path)
     if shard_bytes is not None and not (type(shard_bytes) is int and shard_bytes > 0):
         raise ValueError(f"shard_bytes={shard_bytes!r}: expected a positive number of bytes")

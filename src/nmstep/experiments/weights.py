@@ -10,10 +10,13 @@ from torch import nn
 
 from nmstep.deploy.writing import without_aliases
 from nmstep.files import write_atomically
+from nmstep.packages import require
 from nmstep.plan import SparsityPlan
 from nmstep.verify.files import check_recorded
 
 __all__ = ["load_weights", "save_weights"]
+
+_USE = "the weights of runs"
 
 
 def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> None:
@@ -30,13 +33,11 @@ def save_weights(model: nn.Module, path: Path, *, plan: SparsityPlan | None) -> 
     Raises:
         OSError: as :func:`~nmstep.files.write_atomically`.
     """
-    from safetensors.torch import save
-
     tensors, aliases = without_aliases(model.state_dict())
     metadata = {"format": "pt", **aliases}
     if plan is not None:
         metadata["nm_sparsity"] = json.dumps(plan.to_dict())
-    write_atomically(path, _reproducible(save(tensors, metadata)))
+    write_atomically(path, _reproducible(require("safetensors.torch", _USE).save(tensors, metadata)))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -50,17 +51,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: there is no such file, or the run is not finished.
         ValueError: it is damaged, or is of another model; nothing was changed then.
     """
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = require("safetensors", _USE)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"there are no weights to start from at {str(file)!r}: give a finished run")
     check_recorded(file)
     try:
-        with safe_open(file, framework="pt") as stored:
+        with safetensors.safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             aliases = stored.metadata() or {}
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{str(file)!r} is no safetensors file: {error}") from error
     own = model.state_dict()
     tensors |= {name: tensors[first] for name, first in aliases.items() if name in own and first in tensors}

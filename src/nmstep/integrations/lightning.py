@@ -19,7 +19,7 @@ from nmstep.trace import TraceOptions
 from nmstep.verify import verify
 from nmstep.verify.stored import NM_SPARSITY
 
-require("lightning", "its callback", extra="lightning")
+require("lightning", "its callback")
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 

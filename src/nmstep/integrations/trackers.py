@@ -157,13 +157,13 @@ class TensorBoard:
     def __init__(self, folder: str | os.PathLike[str], *, every: int = 1) -> None:
         if every < 1:
             raise ValueError(f"TensorBoard(every={every!r}): expected an integer >= 1")
-        require("tensorboard", "event files", extra="tensorboard")
+        require("tensorboard", "event files")
         self._folder, self._every = os.fspath(folder), every
         self._writer: Any = None
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
         """Opens a new event file, which hides what an earlier one has beyond ``step``."""
-        writer = require("torch.utils.tensorboard", "event files", extra="tensorboard").SummaryWriter
+        writer = require("torch.utils.tensorboard", "event files").SummaryWriter
         self._writer = writer(self._folder, purge_step=step + 1 if step else None)
         self._writer.add_text(
             "nm/settings", f"```\n{json.dumps(dict(settings), indent=1, default=str)}\n```", step

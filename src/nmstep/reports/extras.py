@@ -18,4 +18,4 @@ def require(module: str) -> Any:
     Raises:
         ImportError: it is not installed; the message names the extra that brings it.
     """
-    return packages.require(module, "reports", extra="cli")
+    return packages.require(module, "reports")

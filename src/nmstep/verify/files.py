@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import pickle
 import re
 import warnings
@@ -17,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmstep.files import sha256_of
+from nmstep.files import read_json, sha256_of
+from nmstep.packages import require
 from nmstep.verify.onnx_files import open_onnx
-from nmstep.verify.stored import NM_SPARSITY, Stored, StoredTensor, from_mapping, parse_promise
+from nmstep.verify.stored import NM_SPARSITY, PACKED, Stored, StoredTensor, from_mapping, parse_promise
 
 __all__ = ["check_recorded", "open_path"]
 
@@ -64,7 +63,7 @@ def _open_file(path: Path) -> Stored:
 
 def _open_folder(folder: Path) -> Stored:
     config = folder / "config.json"
-    values = _read_json(config) if config.is_file() else {}
+    values = read_json(config) if config.is_file() else {}
     for name in _WEIGHTS:
         if (folder / name).is_file():
             check_recorded(folder / name)
@@ -88,7 +87,7 @@ def _open_folder(folder: Path) -> Stored:
 def check_recorded(path: Path) -> None:
     """Raises ValueError if a run's ``result.json`` records another hash of its weights than they have."""
     result = path.parent / "result.json"
-    recorded = _read_json(result).get("sha256") if result.is_file() else None
+    recorded = read_json(result).get("sha256") if result.is_file() else None
     if recorded is not None and path.name == "model.safetensors" and sha256_of(path).hexdigest() != recorded:
         raise ValueError(
             f"{str(path)!r} is damaged, or was changed: it does not have the hash that {result.name} beside it "
@@ -98,7 +97,7 @@ def check_recorded(path: Path) -> None:
 
 def _open_shards(index: Path) -> Stored:
     """Returns the tensors of a sharded checkpoint; each shard is opened once."""
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
         raise ValueError(f"{str(index)!r} has no 'weight_map' of tensor names to file names")
     shards: dict[str, Stored] = {}
@@ -113,6 +112,8 @@ def _open_shards(index: Path) -> Stored:
         raise ValueError(
             f"{str(index)!r} places {lacking[0]!r} in {places[lacking[0]]!r}, which does not hold it"
         )
+    if len({stored.metadata.get(PACKED) for stored in shards.values()}) > 1:
+        raise ValueError(f"the shards that {str(index)!r} names are of different packed models")
     promise = next((stored.promise for stored in shards.values() if stored.promise is not None), None)
     metadata = {key: text for stored in shards.values() for key, text in stored.metadata.items()}
     tensors = {name: shards[shard].tensors[name] for name, shard in places.items()}
@@ -120,12 +121,7 @@ def _open_shards(index: Path) -> Stored:
 
 
 def _open_safetensors(path: Path) -> Stored:
-    try:
-        safetensors = importlib.import_module("safetensors")
-    except ImportError as error:
-        raise ImportError(
-            f"reading {str(path)!r} needs the safetensors package: pip install 'nmstep[cli]'"
-        ) from error
+    safetensors = require("safetensors", f"reading {str(path)!r}")
     try:
         file = safetensors.safe_open(path, framework="pt", device="cpu")
         metadata = file.metadata() or {}
@@ -184,13 +180,3 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
         f"cannot read {str(path)!r} ({size:,} bytes): it is truncated, corrupted or no checkpoint "
         f"({type(error).__name__}: {text[:200]})"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {str(path)!r}: not a JSON file ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"cannot read {str(path)!r}: expected a JSON object, got a {type(values).__name__}")
-    return values

@@ -5,7 +5,6 @@ Exporters rename and turn weights, so that the names and shapes of a file say li
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nmstep.packages import require
 from nmstep.patterns import NMPattern
 from nmstep.sparsity_plan import PlanEntry, SparsityPlan
 from nmstep.verify.stored import NM_SPARSITY, Stored, StoredTensor, parse_promise
@@ -29,12 +29,7 @@ def open_onnx(path: Path) -> Stored:
         ValueError: the file is damaged, or holds no tensors.
         ImportError: onnx is not installed.
     """
-    try:
-        onnx = importlib.import_module("onnx")
-    except ImportError as error:
-        raise ImportError(
-            f"reading {str(path)!r} needs the onnx package: pip install 'nmstep[onnx]'"
-        ) from error
+    onnx = require("onnx", f"reading {str(path)!r}")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own, which need not be imported to be damaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ _PACKED, _NARROW = "#0072B2", "#D55E00"
 def plot_speed(record: Mapping[str, Any]) -> Figure:
     """Returns speed-ups over dense fp32: of the model by number of examples, of its layers by number of rows.
 
-    Bars are the rounds' range without the two extremes. Of more than eight kinds of layers, those with most weights
+    Twice as fast is as far up as half as fast is down, so that one large ratio leaves room for the others. Bars are
+    the rounds' range without the two extremes. Of more than eight kinds of layers, those with most weights
     are drawn; those that are held dense are not.
 
     Args:
@@ -69,10 +71,24 @@ def _draw(axes: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], what: str) 
     )
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
-    axes.set_ylim(0, 1.1 * max(1.0, *narrow, *(row["fp32"]["high"] for _, row in rows)))
+    shown = [1.0, *narrow, *(row["fp32"][end] for _, row in rows for end in ("low", "high"))]
+    _scale(axes, min(shown), max(shown))
     axes.set_xlim(places[0] / 1.5, places[-1] * 1.5)
     axes.set_xlabel(what, fontsize=10)
     axes.set_ylabel("times as fast as dense fp32", fontsize=9.5)
+
+
+def _scale(axes: Axes, least: float, most: float) -> None:
+    """Makes equal ratios equal distances, with ticks that read as ratios."""
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(min(0.8, least / 1.15), max(1.25, most * 1.15))
+    low, high = axes.get_ylim()
+    powers = [2.0**power for power in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)]
+    ticks = [tick for tick in powers if low <= tick <= high]
+    if len(ticks) < 4:
+        ticks = sorted(ticks + [1.5 * power for power in powers if low <= 1.5 * power <= high])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
 
 
 def _title(layer: Mapping[str, Any]) -> str:

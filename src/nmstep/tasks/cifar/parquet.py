@@ -77,10 +77,9 @@ def _image_set(table: Any, label_columns: tuple[str, ...], classes: int, where: 
 
 
 def _pixels(image: Any, where: str) -> Tensor:
-    import numpy as np
-
+    numpy = require("numpy", "images")
     if image.size != (32, 32):
         raise ValueError(
             f"{where} has an image of {image.size[0]} × {image.size[1]} pixels, expected 32 × 32"
         )
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)

