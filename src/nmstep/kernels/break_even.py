@@ -10,7 +10,7 @@ from nmstep.kernels.native import kernels, status
 from nmstep.patterns import NMPattern
 from nmstep.tiles import LANES, Tiling
 
-__all__ = ["dense_from", "is_better_dense", "is_small"]
+__all__ = ["dense_from", "is_better_dense"]
 
 _SMALL = 192 * 192
 # Share of kept weights above which a dense product is as fast or faster at some batch.
@@ -22,7 +22,7 @@ _MOST_KEPT_BY_ROWS, _MOST_KEPT_AMX = 0.4, 0.2
 _ROWS_BF16 = 64
 
 
-def is_small(tiling: Tiling) -> bool:
+def _is_small(tiling: Tiling) -> bool:
     """Whether a layer has so few weights that what its call costs besides decides, whatever the kernel."""
     return tiling.rows * tiling.columns <= _SMALL
 
@@ -30,7 +30,7 @@ def is_small(tiling: Tiling) -> bool:
 def is_better_dense(tiling: Tiling, dtype: torch.dtype) -> bool:
     """Whether a layer of this dtype is to hold its weight dense, since products with a packed one are slower."""
     here = status()
-    if is_small(tiling) or here.active == here.on_gpu == "torch":
+    if _is_small(tiling) or here.active == here.on_gpu == "torch":
         return True
     kept = (
         tiling.pattern.density * LANES * tiling.tiles / tiling.rows
