@@ -17,7 +17,7 @@ import tiny
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers.logger import Logger  # noqa: E402
 
 from nmstep.integrations.lightning import SparsityCallback, _forget_best  # noqa: E402
@@ -84,6 +84,7 @@ def fit(
     steps: int = 16,
     module: Any = None,
     resume: str | None = None,
+    early: Any = None,
     **settings: Any,
 ) -> tuple[Any, Any, Any]:
     """Trains, 8 steps an epoch, and validates after each fourth."""
@@ -94,7 +95,7 @@ def fit(
         **{"logger": False, **settings},
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[callback, best, each],
+        callbacks=[callback, best, each, *([early] if early else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -138,6 +139,19 @@ def test_checkpoints_are_sparse_and_the_best_is_one_of_them(tmp_path: Path) -> N
         assert integrated.most_kept(stored["state_dict"]["net.0.weight"]) == 2
         assert [e["pattern"] for e in stored["nm_sparsity"]["entries"]] == ["2:4", "2:4"]
         assert nmstep.verify(tmp_path / name).ok
+
+
+def test_a_looser_models_score_is_no_mark_for_tighter_ones(tmp_path: Path) -> None:
+    recipe = nmstep.DecayingMask(
+        "1:4", dense_steps=2, interval=4
+    )  # 3:4 after step 2, 2:4 after 6, 1:4 after 10
+    early = EarlyStopping("val", patience=1)
+    _, best, trainer = fit(tmp_path, SparsityCallback(recipe), early=early)
+    assert best.best_model_score == 12.0
+    stored = torch.load(best.best_model_path, weights_only=True)
+    assert integrated.most_kept(stored["state_dict"]["net.0.weight"]) == 1
+    # Each pattern's first score is the best one yet; of the last pattern the second is worse, and one such stops.
+    assert (trainer.global_step, early.best_score, early.wait_count) == (16, 12.0, 1)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

@@ -14,7 +14,13 @@ from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
 from nmstep.integrations.attached import sparsifier_of
-from nmstep.integrations.marking import mark_folder, plan_in_force
+from nmstep.integrations.marking import (
+    mark_config,
+    mark_folder,
+    on_all_ranks,
+    plan_in_force,
+    unmark_folder,
+)
 from nmstep.integrations.trackers import Feed, JsonLines, Tracker
 from nmstep.optim import AdamW
 from nmstep.optim.gradients import OnNonfinite
@@ -24,7 +30,6 @@ from nmstep.sparsify import Sparsifier, sparsify
 from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
-from nmstep.verify.stored import NM_SPARSITY
 
 require("transformers", "the Trainer", extra="hf")
 from transformers import TrainerCallback  # noqa: E402
@@ -119,10 +124,12 @@ class SparsityCallback(TrainerCallback):
     """Records a recipe's trace, marks its switch, and sees that what is saved after it is N:M and says so.
 
     - The trace goes to ``nm_trace.jsonl`` in the output folder, and to ``trackers``.
-    - At the switch ``state.log_history`` gets an entry with ``nm_switch_step``, and the best metric so far is
-      forgotten: a dense model's score is no mark for N:M ones, and ``load_best_model_at_end`` would bring it back.
-    - From then on the model's config has ``nm_sparsity``, so that every ``save_pretrained`` writes it; each
-      checkpoint is verified from its files once it is saved.
+    - At the switch ``state.log_history`` gets an entry with ``nm_switch_step``.
+    - There, and whenever a schedule tightens a pattern, the best metric so far is forgotten: the score of a model
+      with more weights is no mark for the others, and ``load_best_model_at_end`` would bring it back.
+    - From the switch on the model's config has ``nm_sparsity``, so that every ``save_pretrained`` writes it; each
+      checkpoint is verified from its files once it is saved. Before it, an entry of an earlier run is taken out.
+    - What fails on one process when a run begins, saves or ends is raised on all of them.
 
     Args:
         trackers: where the trace goes beside the file.
@@ -138,8 +145,8 @@ class SparsityCallback(TrainerCallback):
         self._trackers = tuple(trackers)
         self._verify = verify_checkpoints
         self._feed: Feed | None = None
-        self._marked: SparsityPlan | None = None
-        self._seen_sparse = False
+        self._in_force: SparsityPlan | None = None
+        self._failed: Exception | None = None
         self._trainer: Any = None
         self._logging = False
 
@@ -158,36 +165,51 @@ class SparsityCallback(TrainerCallback):
             ValueError: the optimizer has none.
         """
         del control
-        self.sparsifier = sparsifier_of(
+        self._failed = None
+        self.sparsifier = sparsifier = sparsifier_of(
             kwargs.get("optimizer"),
             needed_by="SparsityCallback",
             way_out="give the Trainer optimizer_cls_and_kwargs=optimizer_for(args, recipe), or optimizers=(an "
             "optimizer that nmstep.sparsify has seen, None)",
         )
-        self._seen_sparse = self.sparsifier.phase == "sparse" and self.sparsifier.step > 0
-        writes = state.is_world_process_zero
-        trackers = [JsonLines(Path(args.output_dir) / TRACE_FILE), *self._trackers] if writes else []
-        self._feed = Feed(self.sparsifier, trackers)
-        self._mark(kwargs.get("model"))
+        plan = self._plan()
+        self._in_force = (
+            plan if sparsifier.step > 0 else None
+        )  # masks from step 0 are told of after the first step
+        mark_config(kwargs.get("model"), plan)
+
+        def start() -> None:
+            own = [JsonLines(Path(args.output_dir) / TRACE_FILE), *self._trackers]
+            self._feed = Feed(sparsifier, own if state.is_world_process_zero else [])
+
+        on_all_ranks(sparsifier, start)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notices the switch, and patterns that a schedule tightens."""
         del args, control
-        sparsifier = self._running()
-        if sparsifier.phase == "sparse" and not self._seen_sparse:
-            self._seen_sparse = True
+        sparsifier, plan = self._running(), self._plan()
+        if plan == self._in_force:
+            return
+        if self._in_force is None:
             mark = {"nm_switch_step": sparsifier.switch_step, "nm_switch_reason": sparsifier.switch_reason}
             state.log_history.append({**mark, "epoch": state.epoch, "step": state.global_step})
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
             _log.info("masks start after step %s (%s)", sparsifier.switch_step, sparsifier.switch_reason)
-        self._mark(kwargs.get("model"))
+        self._in_force = plan
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        mark_config(kwargs.get("model"), plan)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes what was recorded since the last time."""
-        del args, state, control, kwargs
+        del state, control, kwargs
         if self._logging or self._feed is None:
             return
-        newest = self._feed.flush()
+        try:
+            newest = self._feed.flush()
+        except Exception as error:
+            if args.world_size == 1:
+                raise
+            self._failed = self._failed or error  # raised where all processes are known to come
+            return
         if self._trainer is not None and newest:
             self._logging = True
             try:
@@ -202,16 +224,19 @@ class SparsityCallback(TrainerCallback):
             NotSparseError: a planned weight in its files is not N:M.
         """
         del control, kwargs
-        if self._feed is not None:
-            self._feed.flush()
-        sparsifier = self._running()
-        if (
-            self._verify
-            and sparsifier.phase == "sparse"
-            and sparsifier.plan.sparse
-            and state.is_world_process_zero
-        ):
-            mark_folder(_folder(Path(args.output_dir), state.global_step), plan_in_force(sparsifier))
+        plan = self._plan()
+
+        def look() -> None:
+            self._hand_on()
+            if not state.is_world_process_zero:
+                return
+            folder = _folder(Path(args.output_dir), state.global_step)
+            if plan is None:
+                unmark_folder(folder)
+            elif self._verify:
+                mark_folder(folder, plan)
+
+        on_all_ranks(self._running(), look)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the trace, and verifies the model that the Trainer leaves.
@@ -220,27 +245,33 @@ class SparsityCallback(TrainerCallback):
             NotSparseError: a planned weight is not N:M, as when a dense checkpoint was loaded as the best one.
         """
         del args, state, control
-        if self._feed is not None:
-            self._feed.finish()
-            self._feed = None
-        sparsifier, model = self._running(), kwargs.get("model")
-        if sparsifier.phase == "sparse" and sparsifier.plan.sparse and model is not None:
-            verify(model, plan=plan_in_force(sparsifier)).raise_if_failed()
+        plan, model = self._plan(), kwargs.get("model")
+
+        def look() -> None:
+            self._hand_on()
+            if self._feed is not None:
+                self._feed.finish()
+                self._feed = None
+
+        on_all_ranks(self._running(), look)
+        if plan is not None and model is not None:
+            on_all_ranks(self._running(), verify(model, plan=plan).raise_if_failed)
 
     def _running(self) -> Sparsifier:
         assert self.sparsifier is not None
         return self.sparsifier
 
-    def _mark(self, model: Any) -> None:
-        """Keeps the entry of the model's own configuration, which is saved with it, at the patterns in force."""
+    def _plan(self) -> SparsityPlan | None:
+        """Returns the patterns that the weights have now, or None where they have none."""
         sparsifier = self._running()
-        config = getattr(model, "config", None)
-        if sparsifier.phase != "sparse" or not sparsifier.plan.sparse or config is None:
-            return
-        plan = plan_in_force(sparsifier)
-        if plan != self._marked:
-            self._marked = plan
-            setattr(config, NM_SPARSITY, plan.to_dict())
+        return plan_in_force(sparsifier) if sparsifier.phase == "sparse" and sparsifier.plan.sparse else None
+
+    def _hand_on(self) -> None:
+        """Writes what was recorded, or raises what went wrong with it before."""
+        if self._failed is not None:
+            raise self._failed
+        if self._feed is not None:
+            self._feed.flush()
 
 
 def _folder(output: Path, step: int) -> Path:
