@@ -16,14 +16,17 @@ from nmstep.verify.stored import NM_SPARSITY
 __all__ = ["mark_config", "mark_folder", "on_all_ranks", "plan_in_force", "unmark_folder"]
 
 
-def on_all_ranks(sparsifier: Sparsifier, look: Callable[[], object]) -> None:
-    """Calls ``look``, on all ranks that train the sparsifier's model together; all of them are to call this.
+def on_all_ranks(sparsifier: Sparsifier, look: Callable[[], bool | None]) -> bool:
+    """Calls ``look`` on all ranks that train the sparsifier's model together; all of them are to call this.
+
+    Returns:
+        Whether ``look`` returned True on any rank.
 
     Raises:
         Exception: ``look`` raised on some rank; then on all of them, with the same message, so that none waits for
             one that is gone.
     """
-    sparsifier.ranks.worst(lambda: (look(), 0)[1], kinds=(NotSparseError,))
+    return bool(sparsifier.ranks.worst(lambda: int(look() is True), kinds=(NotSparseError,)))
 
 
 def plan_in_force(sparsifier: Sparsifier) -> SparsityPlan:

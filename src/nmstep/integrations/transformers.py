@@ -220,23 +220,31 @@ class SparsityCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Verifies the checkpoint that was just saved, and writes ``nm_sparsity`` into its config.json.
 
+        Of a distributed checkpoint, which has neither weights of its own nor that file, the model is verified.
+
         Raises:
             NotSparseError: a planned weight in its files is not N:M.
         """
-        del control, kwargs
+        del control
         plan = self._plan()
 
-        def look() -> None:
+        def look() -> bool:
             self._hand_on()
             if not state.is_world_process_zero:
-                return
+                return False
             folder = _folder(Path(args.output_dir), state.global_step)
+            in_parts = any(
+                folder.glob("*/*.distcp")
+            )  # as FSDP writes them; nobody has the whole weights then
             if plan is None:
                 unmark_folder(folder)
-            elif self._verify:
+            elif self._verify and not in_parts:
                 mark_folder(folder, plan)
+            return in_parts
 
-        on_all_ranks(self._running(), look)
+        in_parts = on_all_ranks(self._running(), look)
+        if in_parts and self._verify:
+            self._verify_model(kwargs.get("model"), plan)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the trace, and verifies the model that the Trainer leaves.
@@ -254,8 +262,7 @@ class SparsityCallback(TrainerCallback):
                 self._feed = None
 
         on_all_ranks(self._running(), look)
-        if plan is not None and model is not None:
-            on_all_ranks(self._running(), verify(model, plan=plan).raise_if_failed)
+        self._verify_model(model, plan)
 
     def _running(self) -> Sparsifier:
         assert self.sparsifier is not None
@@ -265,6 +272,10 @@ class SparsityCallback(TrainerCallback):
         """Returns the patterns that the weights have now, or None where they have none."""
         sparsifier = self._running()
         return plan_in_force(sparsifier) if sparsifier.phase == "sparse" and sparsifier.plan.sparse else None
+
+    def _verify_model(self, model: Any, plan: SparsityPlan | None) -> None:
+        if plan is not None and model is not None:
+            on_all_ranks(self._running(), verify(model, plan=plan).raise_if_failed)
 
     def _hand_on(self) -> None:
         """Writes what was recorded, or raises what went wrong with it before."""
