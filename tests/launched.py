@@ -41,7 +41,7 @@ def run(folder: Path, batch_size: int) -> dict[str, Any]:
 
 
 def use_fsdp2() -> None:
-    """Makes Accelerate do what it was launched for: on CPUs it reads the settings of FSDP and runs DDP all the same."""
+    """Makes Accelerate do what it was launched for: on CPUs it reads FSDP's settings and runs DDP all the same."""
     init = AcceleratorState.__init__
 
     def on_cpus_too(self: Any, *args: Any, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from nmstep.files import write_atomically
+from nmstep.files import cannot_save, write_atomically
 from nmstep.packages import require
 from nmstep.sparsify import Sparsifier
 
@@ -17,7 +17,10 @@ __all__ = ["Feed", "JsonLines", "TensorBoard", "Tracker"]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What a tracker must be able to do; wrap any other in a class of these three methods."""
+    """What a tracker must be able to do; wrap any other in a class of these three methods.
+
+    One that has a method ``flush()`` too is told when what it was given should be on the disk, as before a checkpoint.
+    """
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
         """Is told of a run before its first values.
@@ -35,7 +38,7 @@ class Tracker(Protocol):
 
 
 class Feed:
-    """Hands what a sparsifier records on to trackers, from the moment it is made.
+    """Hands what a sparsifier records on to trackers, from the moment it is made; after a state has been loaded.
 
     Names are ``nm/sparse`` (1 once masks have started), ``nm/lr``, ``nm/loss``, ``nm/z``, ``nm/z_mean``,
     ``nm/v_norm1`` and so on as in :meth:`nmstep.trace.Trace.rows`; ``nm/flip_rate`` (the mean of all layers) and
@@ -91,12 +94,22 @@ class Feed:
             newest |= values
             for tracker in self._trackers:
                 tracker.log(step, values)
+        for tracker in self._trackers:
+            if hasattr(tracker, "flush"):
+                tracker.flush()
         return newest
 
-    def finish(self) -> None:
-        """Hands on what is left, and ends the trackers."""
+    def log(self, values: Mapping[str, float]) -> None:
+        """Hands on values of one's own of the step that was taken last, such as scores, after what was recorded."""
         self.flush()
         for tracker in self._trackers:
+            tracker.log(self._sparsifier.step, values)
+
+    def finish(self) -> None:
+        """Hands on what is left, and ends the trackers; a second call does nothing."""
+        self.flush()
+        trackers, self._trackers = self._trackers, ()
+        for tracker in trackers:
             tracker.finish()
 
     def _new(self) -> list[tuple[int, dict[str, float]]]:
@@ -139,7 +152,8 @@ class TensorBoard:
 
     Args:
         folder: for the event files.
-        every: optimizer steps between points; the switch and samples of the layers are written whenever they come.
+        every: optimizer steps between points; the switch, samples of the layers and values of one's own are written
+            whenever they come.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -154,9 +168,9 @@ class TensorBoard:
         self._writer: Any = None
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Opens a new event file, which hides what an earlier one has beyond ``step``."""
+        """Opens a new event file, which hides what an earlier one has beyond ``step``; all of it, from step 0."""
         writer = require("torch.utils.tensorboard", "event files", extra="tensorboard").SummaryWriter
-        self._writer = writer(self._folder, purge_step=step + 1 if step else None)
+        self._writer = writer(self._folder, purge_step=step + 1 if step else 0)
         self._writer.add_text(
             "nm/settings", f"```\n{json.dumps(dict(settings), indent=1, default=str)}\n```", step
         )
@@ -166,9 +180,14 @@ class TensorBoard:
         if step % self._every == 0:
             chosen = dict(values)
         else:
-            chosen = {k: v for k, v in values.items() if k.count("/") > 1 or k in _RARE}
+            own = {k: v for k, v in values.items() if not k.startswith("nm/")}
+            chosen = own | {k: v for k, v in values.items() if k.count("/") > 1 or k in _RARE}
         for name, value in chosen.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Sees what was logged on the disk."""
+        self._writer.flush()
 
     def finish(self) -> None:
         """Closes the event file."""
@@ -197,9 +216,16 @@ class JsonLines:
         write_atomically(self._path, kept)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends a line.
+
+        Raises:
+            OSError: the disk is full, for one; the message names the file.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise cannot_save(error, self._path) from error
 
     def finish(self) -> None:
         """Does nothing: each line is written when it comes."""
