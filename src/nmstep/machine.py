@@ -143,6 +143,7 @@ class StateMachine:
         if isinstance(self._optimizer, AdamW):
             self._optimizer.hold_frozen_in_(self.recipe.preconditioner_dtype)
         self._gate.start_anew()
+        self.trace.cut(self.step)
         self._seen.load([(step, torch.tensor(values, dtype=torch.float64)) for step, values in state["seen"]])
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,7 @@ class Trace:
         self.d = d
         self.threshold = threshold
         self.layers: list[dict[str, Any]] = []
+        self.cuts: list[int] = []  # the steps that loaded states went back to
         self._block = block
         self._columns = {name: array("d") for name in _COLUMNS}
         self._pending: list[dict[str, float | Tensor]] = []
@@ -107,6 +109,23 @@ class Trace:
                     }
                 )
         self._pending_layers.clear()
+
+    def cut(self, step: int) -> None:
+        """Forgets what was recorded after ``step``, which a loaded state takes back."""
+        self.flush()
+        if self.count(step) == (len(self), len(self.layers)):
+            return
+        kept, layers = self.count(step)
+        for column in self._columns.values():
+            del column[kept:]
+        del self.layers[layers:]
+        self.cuts.append(step)
+
+    def count(self, step: int) -> tuple[int, int]:
+        """Returns how many rows, and how many samples of layers, there are up to ``step``."""
+        self.flush()
+        rows = bisect_right(self._columns["step"], step)
+        return rows, bisect_right(self.layers, step, key=lambda sample: sample["step"])
 
     def rows(self, start: int = 0) -> list[dict[str, Any]]:
         """Returns the recorded steps from the ``start``-th row on, missing values as None.

@@ -1,4 +1,4 @@
-"""``nmstep train --tracker``: each step once, scores too, the same after an interruption; what is missing is named."""
+"""``nmstep train --tracker``: each step once, scores too, the same after an interruption."""
 
 import json
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: 
 from lightning.pytorch.loggers.logger import Logger  # noqa: E402
 
 from nmstep.integrations.lightning import SparsityCallback, _forget_best  # noqa: E402
+from nmstep.integrations.trackers import JsonLines  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -177,6 +179,19 @@ def test_resume_is_exact_before_and_after_the_switch(tmp_path: Path, switch: int
     assert callback.sparsifier is not None
     assert (callback.sparsifier.step, callback.sparsifier.switch_step) == (16, switch)
     assert integrated.same(module.net, by_hand(16, switch))
+
+
+def test_what_a_cut_off_run_wrote_is_taken_back(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    fit(tmp_path, SparsityCallback(step_recipe(12), trackers=[JsonLines(file)]), steps=14)
+    assert len(file.read_text().splitlines()) == 14
+    callback = SparsityCallback(step_recipe(12), trackers=[JsonLines(file)])
+    fit(tmp_path, callback, resume=str(tmp_path / "epoch-epoch=0.ckpt"))
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in found] == list(range(1, 17))
+    assert [line["step"] for line in found if "nm/switch_step" in line] == [12]
+    assert callback.sparsifier is not None
+    assert [row["step"] for row in callback.sparsifier.trace.rows()] == list(range(9, 17))
 
 
 def test_loggers_hear_of_the_switch_at_once(tmp_path: Path) -> None:

@@ -89,6 +89,31 @@ def test_variance_and_layers_are_those_of_the_trace() -> None:
     assert layers[8]["nm/flip_rate"] == pytest.approx(sum(rates) / 2)
 
 
+def test_a_state_that_is_loaded_meanwhile_takes_back_what_came_after_it(tmp_path: Path) -> None:
+    model, optimizer, sparsifier = setting()
+    undisturbed = Feed(sparsifier, [JsonLines(tmp_path / "whole.jsonl")])
+    tiny.steps(model, optimizer, 8)
+    undisturbed.finish()
+
+    model, optimizer, sparsifier = setting()
+    tracker = Kept()
+    feed = Feed(sparsifier, [tracker, JsonLines(tmp_path / "back.jsonl")])
+    tiny.steps(model, optimizer, 2)
+    saved = json_safe((model.state_dict(), optimizer.state_dict()))
+    tiny.steps(model, optimizer, 4, first=2)  # over the switch
+    feed.flush()
+    tiny.steps(model, optimizer, 1, first=6)  # recorded, not told yet
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    tiny.steps(model, optimizer, 6, first=2)
+    feed.finish()
+    assert (tmp_path / "back.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert [row["step"] for row in sparsifier.trace.rows()] == list(range(1, 9))
+    assert [sample["step"] for sample in sparsifier.trace.layers] == [4, 4, 8, 8]
+    assert [call[0] for call in tracker.calls if call[0] != "log"] == ["start", "finish", "start", "finish"]
+    assert [call[2] for call in tracker.calls if call[0] == "start"] == [0, 2]
+
+
 def test_values_of_ones_own_follow_what_was_recorded(tmp_path: Path) -> None:
     model, optimizer, sparsifier = setting()
     tracker = Kept()

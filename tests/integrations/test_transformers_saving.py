@@ -133,6 +133,32 @@ def test_a_callback_used_twice_marks_the_second_model_too(tmp_path: Path) -> Non
         assert entry(tmp_path / name / "own") is not None
 
 
+def test_a_trainer_that_goes_back_has_each_step_once(tmp_path: Path) -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def start(self, settings: Any, *, step: int) -> None:
+            self.steps = [s for s in self.steps if s <= step]
+
+        def log(self, step: int, values: Any) -> None:
+            self.steps.append(step)
+
+        def finish(self) -> None:
+            pass
+
+    kept = Kept()
+    callback = SparsityCallback(trackers=[kept])
+    made, _ = trainer(tmp_path, callback=callback)
+    made.train()
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))  # the same Trainer and optimizer again
+    assert callback.sparsifier is not None
+    assert [row["step"] for row in callback.sparsifier.trace.rows()] == list(range(1, 13))
+    assert kept.steps == list(range(1, 13))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+    assert [line["step"] for line in lines(tmp_path) if "nm/switch_step" in line] == [5]
+
+
 def test_checkpoints_in_shards_are_verified_and_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,11 +19,11 @@ __all__ = ["Feed", "JsonLines", "TensorBoard", "Tracker"]
 class Tracker(Protocol):
     """What a tracker must be able to do; wrap any other in a class of these three methods.
 
-    One that has a method ``flush()`` too is told when what it was given should be on the disk, as before a checkpoint.
+    One that has a method ``flush()`` too is told when what it was given should be on the disk.
     """
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Is told of a run before its first values.
+        """Is told of a run before its first values, and again after ``finish`` where an earlier state was loaded.
 
         Args:
             settings: what the run is, as JSON values.
@@ -38,7 +38,9 @@ class Tracker(Protocol):
 
 
 class Feed:
-    """Hands what a sparsifier records on to trackers, from the moment it is made; after a state has been loaded.
+    """Hands what a sparsifier records on to trackers, from the moment it is made.
+
+    Where an earlier state is loaded meanwhile, the trackers are ended and started again at its step.
 
     Names are ``nm/sparse`` (1 once masks have started), ``nm/lr``, ``nm/loss``, ``nm/z``, ``nm/z_mean``,
     ``nm/v_norm1`` and so on as in :meth:`nmstep.trace.Trace.rows`; ``nm/flip_rate`` (the mean of all layers) and
@@ -80,12 +82,28 @@ class Feed:
                 )
         trace = sparsifier.trace
         trace.flush()
-        self._rows, self._layers = len(trace), len(trace.layers)
+        self._rows, self._layers, self._cuts = len(trace), len(trace.layers), len(trace.cuts)
+        self._head = {"recipe": sparsifier.recipe.name, "threshold": trace.threshold, **(settings or {})}
+        self._start(sparsifier.step)
+
+    def _start(self, step: int) -> None:
         # Of a resumed run the switch is in the log already, unless the masks start with it.
-        self._told = sparsifier.switch_step is not None and sparsifier.step > 0
-        head = {"recipe": sparsifier.recipe.name, "threshold": trace.threshold, **(settings or {})}
+        switched = self._sparsifier.switch_step
+        self._told = switched is not None and switched <= step and step > 0
         for tracker in self._trackers:
-            tracker.start(head, step=sparsifier.step)
+            tracker.start(self._head, step=step)
+
+    def _go_back(self) -> None:
+        """Starts the trackers again where a state of an earlier step has been loaded meanwhile."""
+        trace = self._sparsifier.trace
+        loaded, self._cuts = trace.cuts[self._cuts :], len(trace.cuts)
+        if not loaded:
+            return
+        rows, layers = trace.count(min(loaded))
+        self._rows, self._layers = min(self._rows, rows), min(self._layers, layers)
+        for tracker in self._trackers:
+            tracker.finish()
+        self._start(min(loaded))
 
     def flush(self) -> dict[str, float]:
         """Hands on what was recorded since the last time, and returns the newest value of each name."""
@@ -113,6 +131,7 @@ class Feed:
             tracker.finish()
 
     def _new(self) -> list[tuple[int, dict[str, float]]]:
+        self._go_back()
         trace, switched = self._sparsifier.trace, self._sparsifier.switch_step
         rows = trace.rows(self._rows)
         layers = trace.layers[self._layers :]
