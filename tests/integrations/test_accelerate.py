@@ -108,8 +108,38 @@ def test_where_fsdp2_replaces_the_parameters_the_recipe_comes_after_it() -> None
     assert integrated.most_kept(model[0].weight) == 2
 
 
+def test_save_takes_the_sparsifier(tmp_path: Path) -> None:
+    accelerator, _, model, optimizer = start()
+    with pytest.raises(TypeError, match=r"save takes the Sparsifier that .* got a AcceleratedOptimizer"):
+        save(accelerator, model, optimizer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_fsdp2_comes_first_it_is_not_begun_with_what_is_refused() -> None:
+    class Begun:
+        is_fsdp2 = True
+
+        def prepare(self, *others: Any) -> Any:
+            raise AssertionError
+
+    _, _, model, optimizer = start()
+    with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):
+        prepare(Begun(), model, optimizer, recipe=nmstep.SRSTE("2:4"))
+    with pytest.raises(TypeError, match="got list; pass a wrapper's inner optimizer"):
+        prepare(Begun(), model, [], recipe=nmstep.SRSTE("2:4"))
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    with pytest.raises(TypeError, match="got list; pass a wrapper's inner optimizer"):
+        prepare(accelerator, tiny.net(), [], recipe=nmstep.SRSTE("2:4"))
+
+
 def test_an_optimizer_that_is_prepared_already_is_refused() -> None:
     accelerator, _, model, optimizer = start()
+    twice = accelerate.optimizer.AcceleratedOptimizer(optimizer, device_placement=False)
+    with pytest.raises(TypeError, match="got AcceleratedOptimizer around AcceleratedOptimizer"):
+        prepare(accelerator, model, twice, recipe=nmstep.SRSTE("2:4"))
     with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):
         prepare(accelerator, model, optimizer, recipe=nmstep.SRSTE("2:4"))
     with pytest.raises(ValueError, match="has a sparsifier already"):

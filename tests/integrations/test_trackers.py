@@ -258,6 +258,10 @@ def test_what_cannot_be() -> None:
     _, _, sparsifier = setting()
     with pytest.raises(TypeError, match=r"methods start, log and finish.*got 'wandb'"):
         Feed(sparsifier, ["wandb"])  # type: ignore[list-item]
+    with pytest.raises(
+        TypeError, match=r"Feed takes the Sparsifier that nmstep.sparsify returned .* got a AdamW"
+    ):
+        Feed(setting()[1], [])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"TensorBoard\(every=0\): expected an integer >= 1"):
         TensorBoard("folder", every=0)
 

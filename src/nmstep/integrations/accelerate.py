@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from nmstep.admission import check_arguments
 from nmstep.deploy.exporting import is_pretrained
 from nmstep.deploy.writing import without_aliases, write_tensors
-from nmstep.integrations.attached import unwrapped
+from nmstep.integrations.attached import check_sparsifier, unwrapped
 from nmstep.integrations.marking import (
     mark_config,
     mark_folder,
@@ -61,6 +62,7 @@ def prepare(
     """
     settings: dict[str, Any] = {"on_nonfinite": on_nonfinite, "trace": trace}
     if getattr(accelerator, "is_fsdp2", False):
+        check_arguments(model, optimizer, recipe, on_nonfinite)
         # It puts other parameters into the optimizer, whose state a recipe that starts at step 0 has used by then.
         prepared = accelerator.prepare(model, optimizer, *others)
         return (sparsify(prepared[0], unwrapped(prepared[1]), recipe, **settings), *prepared)
@@ -87,9 +89,11 @@ def save(accelerator: Any, model: Any, sparsifier: Sparsifier, folder: str | os.
     Raises:
         NotSparseError: masks have started and a planned weight is not N:M. The files stay, without the entry.
         OSError: the folder cannot be written to.
+        TypeError: ``sparsifier`` is something else.
 
     What one process raises, all of them do, with the same message.
     """
+    check_sparsifier(sparsifier, needed_by="save")
     inner, path = accelerator.unwrap_model(model, keep_torch_compile=False), Path(folder)
     is_main, state = bool(accelerator.is_main_process), _whole(accelerator.get_state_dict(model))
     plan: SparsityPlan | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from nmstep.files import cannot_save, write_atomically
+from nmstep.integrations.attached import check_sparsifier
 from nmstep.packages import require
 from nmstep.sparsify import Sparsifier
 
@@ -52,7 +53,7 @@ class Feed:
         settings: told to them beside the recipe's own.
 
     Raises:
-        TypeError: a tracker lacks one of the three methods.
+        TypeError: a tracker lacks one of the three methods, or ``sparsifier`` is something else.
 
     Example:
         >>> import torch, nmstep
@@ -72,6 +73,7 @@ class Feed:
     def __init__(
         self, sparsifier: Sparsifier, trackers: Iterable[Tracker], settings: Mapping[str, Any] | None = None
     ) -> None:
+        check_sparsifier(sparsifier, needed_by="Feed")
         self._sparsifier = sparsifier
         self._trackers = tuple(trackers)
         for tracker in self._trackers:
