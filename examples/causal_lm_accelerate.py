@@ -1,8 +1,10 @@
 """A causal language model in a loop of one's own, with Accelerate.
 
-Without --data it reads the Shakespeare of the package byte by byte; without --model it makes a tiny GPT-2. On two
-processes without a GPU:
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/causal_lm_accelerate.py
+Without --data it reads the Shakespeare of the package byte by byte; without
+--model it makes a tiny GPT-2. On two processes without a GPU:
+
+export ACCELERATE_USE_CPU=true
+accelerate launch --multi_gpu --num_processes 2 examples/causal_lm_accelerate.py
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--checkpoint-every", type=int, default=50)
     parser.add_argument(
-        "--resume", action="store_true", help="from the checkpoint in --out; data in a new order"
+        "--resume", action="store_true", help="from the checkpoint in --out, with the same settings"
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write event files")
     parser.add_argument("--out", type=Path, default=Path("runs/causal-lm"))

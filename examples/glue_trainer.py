@@ -1,7 +1,10 @@
 """GLUE with transformers' Trainer: two lines more than without nmstep.
 
-Without --data and --model it makes sentences and a tiny BERT, and ends in seconds. On several processes:
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/glue_trainer.py
+Without --data and --model it makes sentences and a tiny BERT, and ends in
+seconds. On two processes without a GPU:
+
+export ACCELERATE_USE_CPU=true
+accelerate launch --multi_gpu --num_processes 2 examples/glue_trainer.py
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, help="5e-5, or 1e-3 for the tiny model")
     parser.add_argument("--out", type=Path, default=Path("runs/glue"))
-    parser.add_argument("--resume", action="store_true", help="from the last checkpoint in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help="from the last checkpoint in --out, with the same settings"
+    )
     return parser.parse_args()
 
 
@@ -168,14 +173,16 @@ def main() -> None:
         processing_class=tokenizer,
         compute_metrics=scores,
         optimizer_cls_and_kwargs=optimizer_for(settings, recipe),
-        callbacks=[SparsityCallback()],
+        callbacks=[sparsity := SparsityCallback()],
     )
     trainer.train(resume_from_checkpoint=args.resume or None)
     result = trainer.evaluate()
     trainer.save_model(str(args.out / "final"))
     if trainer.is_world_process_zero():
         report = nmstep.verify(args.out / "final")
-        print({name: round(value, 4) for name, value in result.items() if not name.endswith("second")})
+        found = {name.removeprefix("eval_"): value for name, value in result.items()}
+        print(sparsity.sparsifier)
+        print(", ".join(f"{name} {found[name]:.4f}" for name in ("accuracy", "mse", "loss") if name in found))
         print(
             f"{args.out / 'final'}: {'N:M' if report.ok else 'NOT N:M'}, {len(report.checked)} weights checked"
         )

@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--resume", type=Path, help="a checkpoint")
+    parser.add_argument("--resume", type=Path, help="a checkpoint of the same settings")
     parser.add_argument("--out", type=Path, default=Path("runs/lightning"))
     return parser.parse_args()
 

@@ -1,6 +1,7 @@
-"""LoRA on an N:M model: train an adapter, merge it under the model's masks, and tune on for a few steps.
+"""LoRA on an N:M model: an adapter is trained, merged and tuned under its masks.
 
-Without --model it makes a tiny 2:4 GPT-2; give the folder of an N:M model, as nmstep or save_pretrained wrote it.
+Without --model it makes a tiny 2:4 GPT-2; give the folder of an N:M model, as
+nmstep or save_pretrained wrote it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60, help="of the adapter; half as many after the merge")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--out", type=Path, default=Path("runs/lora"))
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/lora"), help="new, or empty")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"{args.out} is not empty: name another folder")
+    return args
 
 
 def sparse_model_and_tokens(args: argparse.Namespace) -> tuple[Any, Tensor]:

@@ -1,4 +1,4 @@
-"""torchao and N:M: train with rounded weights (QAT), convert to int8, and the zeros are still there.
+"""torchao and N:M: train with rounded weights (QAT), convert to int8, still N:M.
 
 With --after, weights are rounded only after training. Digits, a few seconds.
 """

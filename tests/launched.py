@@ -1,6 +1,6 @@
 """What the tests start with ``accelerate launch``: a loop of one's own and the Trainer, on all processes.
 
-Called with a folder; each process writes what it ends with there.
+Called with a folder; each process writes what it ends with there. With ``--use_fsdp`` models are cut by FSDP2.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,11 +27,30 @@ from nmstep.integrations.transformers import SparsityCallback, optimizer_for
 
 def run(folder: Path, batch_size: int) -> dict[str, Any]:
     """Trains twice on what one process would take as batches of 8, and returns what it ends with."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        use_fsdp2()
     accelerator = Accelerator(cpu=True)
-    return {
+    ended = {
         "loop": loop(accelerator, folder / "loop", batch_size),
         "trainer": trainer(folder / "trainer", batch_size),
     }
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
+        ended["sharded"] = trainer(folder / "sharded", batch_size)
+    return ended
+
+
+def use_fsdp2() -> None:
+    """Makes Accelerate do what it was launched for: on CPUs it reads FSDP's settings and runs DDP all the same."""
+    init = AcceleratorState.__init__
+
+    def on_cpus_too(self: Any, *args: Any, **settings: Any) -> None:
+        init(self, *args, **settings)
+        if settings.get("fsdp_plugin") is not None:
+            self.fsdp_plugin = settings["fsdp_plugin"]
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = on_cpus_too
 
 
 def loop(accelerator: Any, folder: Path, batch_size: int) -> dict[str, Any]:
@@ -82,8 +104,14 @@ def trainer(folder: Path, batch_size: int) -> dict[str, Any]:
 
 def end(model: torch.nn.Module, sparsifier: nmstep.Sparsifier) -> dict[str, Any]:
     """What can be compared between processes."""
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return {"weights": weights, "switch_step": sparsifier.switch_step, "step": sparsifier.step}
+    weights = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
+    cut = any(isinstance(p, DTensor) for p in model.parameters())
+    return {"weights": weights, "cut": cut, "switch_step": sparsifier.switch_step, "step": sparsifier.step}
+
+
+def whole(p: torch.Tensor) -> torch.Tensor:
+    """Returns a parameter put together."""
+    return p.full_tensor() if isinstance(p, DTensor) else p
 
 
 if __name__ == "__main__":

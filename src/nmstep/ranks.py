@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,15 @@ ProcessGroup = Any | Literal["world"] | None
 _FAILED = 100
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (ValueError, TypeError, RuntimeError, FloatingPointError, FileNotFoundError, MemoryError)
+    for kind in (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        FloatingPointError,
+        FileNotFoundError,
+        OSError,
+        MemoryError,
+    )
 }
 
 
@@ -65,11 +73,12 @@ class Ranks:
         """Returns the smallest of every rank's ``values``, likewise."""
         return self._reduced(values, dist.ReduceOp.MIN) if self.size > 1 else values
 
-    def worst(self, look: Callable[[], int]) -> int:
+    def worst(self, look: Callable[[], int], *, kinds: Iterable[type[Exception]] = ()) -> int:
         """Returns the largest of what ``look`` returns on any rank, on every rank.
 
         Args:
             look: returns a number from 0 to 99, or raises.
+            kinds: of errors that are raised as what they are beside Python's own; others become a RuntimeError.
 
         Raises:
             Exception: ``look`` raised on some rank; then on all of them, with the same message.
@@ -83,7 +92,7 @@ class Ranks:
             error = raised
         worst = int(self._reduced(torch.tensor(code, dtype=torch.int32), dist.ReduceOp.MAX))
         if worst == _FAILED:
-            self._raise(self._gather((type(error).__name__, str(error)) if error else None), error)
+            self._raise(self._gather(_told(error)), error, kinds)
         return worst
 
     def together(self, do: Callable[[], None], *, undo: Callable[[], None]) -> None:
@@ -126,7 +135,7 @@ class Ranks:
             own = look()
         except Exception as raised:
             error = raised
-        found = self._gather(((type(error).__name__, str(error)) if error else None, dict(own)))
+        found = self._gather((_told(error), dict(own)))
         errors = [failed for failed, _ in found]
         if any(errors):
             self._raise(errors, error)
@@ -146,13 +155,19 @@ class Ranks:
                 f"them the same model, recipe and settings, or process_group=None where each trains its own model"
             )
 
-    def _raise(self, errors: list[tuple[str, str] | None], own: Exception | None) -> None:
+    def _raise(
+        self,
+        errors: list[tuple[str, str] | None],
+        own: Exception | None,
+        kinds: Iterable[type[Exception]] = (),
+    ) -> None:
         """Raises on every rank what some ranks raised."""
         ranks: dict[tuple[str, str], list[int]] = {}
         for rank, raised in enumerate(errors):
             if raised is not None:
                 ranks.setdefault(raised, []).append(rank)
-        kind = _KINDS.get(next(iter(ranks))[0], RuntimeError)
+        known = _KINDS | {kind.__name__: kind for kind in kinds}
+        kind = known.get(next(iter(ranks))[0], RuntimeError)
         texts = [
             text
             if len(where) == self.size
@@ -173,3 +188,10 @@ class Ranks:
             total = total.to("cpu" if "cpu" in known else known[0])
         dist.all_reduce(total, how, group=self._group)
         return total
+
+
+def _told(error: Exception | None) -> tuple[str, str] | None:
+    """Returns what the other ranks are told of an error: its kind and its text."""
+    if error is None:
+        return None
+    return "OSError" if isinstance(error, OSError) else type(error).__name__, str(error)

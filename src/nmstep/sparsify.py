@@ -85,6 +85,7 @@ class Sparsifier(Views):
         plan: the plan in force; empty for a recipe without masks.
         recipe: the recipe.
         saved: the part in the optimizer's state dict; for nmstep's own integrations.
+        ranks: who trains the model together; likewise.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Sparsifier(Views):
         ranks: Ranks,
     ) -> None:
         self.recipe = recipe
+        self.ranks = ranks
         self._optimizer = optimizer
 
         def prepare() -> dict[str, str]:

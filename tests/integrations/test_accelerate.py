@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,51 +108,39 @@ def test_where_fsdp2_replaces_the_parameters_the_recipe_comes_after_it() -> None
     assert integrated.most_kept(model[0].weight) == 2
 
 
+def test_save_takes_the_sparsifier(tmp_path: Path) -> None:
+    accelerator, _, model, optimizer = start()
+    with pytest.raises(TypeError, match=r"save takes the Sparsifier that .* got a AcceleratedOptimizer"):
+        save(accelerator, model, optimizer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_fsdp2_comes_first_it_is_not_begun_with_what_is_refused() -> None:
+    class Begun:
+        is_fsdp2 = True
+
+        def prepare(self, *others: Any) -> Any:
+            raise AssertionError
+
+    _, _, model, optimizer = start()
+    with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):
+        prepare(Begun(), model, optimizer, recipe=nmstep.SRSTE("2:4"))
+    with pytest.raises(TypeError, match="got list; pass a wrapper's inner optimizer"):
+        prepare(Begun(), model, [], recipe=nmstep.SRSTE("2:4"))
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    with pytest.raises(TypeError, match="got list; pass a wrapper's inner optimizer"):
+        prepare(accelerator, tiny.net(), [], recipe=nmstep.SRSTE("2:4"))
+
+
 def test_an_optimizer_that_is_prepared_already_is_refused() -> None:
     accelerator, _, model, optimizer = start()
+    twice = accelerate.optimizer.AcceleratedOptimizer(optimizer, device_placement=False)
+    with pytest.raises(TypeError, match="got AcceleratedOptimizer around AcceleratedOptimizer"):
+        prepare(accelerator, model, twice, recipe=nmstep.SRSTE("2:4"))
     with pytest.raises(TypeError, match="got AcceleratedOptimizer around AdamW; call sparsify before"):
         prepare(accelerator, model, optimizer, recipe=nmstep.SRSTE("2:4"))
     with pytest.raises(ValueError, match="has a sparsifier already"):
         prepare(accelerator, model, optimizer.optimizer, recipe=nmstep.SRSTE("2:4"))
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
-    """What one process ends with, and two."""
-    pytest.importorskip("transformers")
-    import launched as script
-
-    folder = tmp_path_factory.mktemp("launched")
-    # --cpu would start one process: it knows no other way to several than MPI.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", script.__file__, str(folder), "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    files = sorted(folder.glob("rank*.pt"))
-    return folder, script.run(folder / "one", 8), [torch.load(file, weights_only=True) for file in files]
-
-
-@pytest.mark.parametrize("kind", ["loop", "trainer"])
-def test_two_processes_end_where_one_does(launched: Any, kind: str) -> None:
-    _, alone, (first, second) = launched
-    assert {r[kind]["switch_step"] for r in (alone, first, second)} == {alone[kind]["switch_step"]}
-    assert alone[kind]["switch_step"] is not None
-    assert alone[kind]["step"] == first[kind]["step"] == {"loop": 12, "trainer": 8}[kind]
-    for name, weight in alone[kind]["weights"].items():
-        assert torch.equal(first[kind]["weights"][name], second[kind]["weights"][name])
-        torch.testing.assert_close(first[kind]["weights"][name], weight, atol=2e-5, rtol=1e-4)
-        if name.startswith(integrated.ENCODER) and weight.dim() == 2:
-            assert torch.equal(first[kind]["weights"][name] != 0, weight != 0)
-            assert integrated.most_kept(weight) == 2
-
-
-def test_of_two_processes_the_main_one_writes(launched: Any) -> None:
-    folder, _, (first, second) = launched
-    assert (first["loop"]["marked"], second["loop"]["marked"]) == (True, False)
-    for place in (folder / "loop", folder / "trainer" / "checkpoint-8"):
-        assert integrated.is_sparse(place)
-        assert nmstep.verify(place).ok
-    lines = (folder / "trainer" / "nm_trace.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))

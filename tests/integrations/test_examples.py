@@ -50,12 +50,26 @@ def test_every_example_is_listed_and_none_else() -> None:
 TESTED = ("glue_trainer", "causal_lm_accelerate", "lightning_digits", "lora_merge", "quantize_int8")
 
 
+@pytest.mark.parametrize("name", TESTED)
+def test_help_fits_80_columns(
+    run: Run, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("transformers", "accelerate", "lightning", "peft", "torchao"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        run(f"{name}.py", "--help")
+    assert end.value.code == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_glue_with_the_trainer(run: Run, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     with quiet_transformers(transformers):
         out = run("glue_trainer.py", "--epochs", 2, "--batch-size", 32, "--out", tmp_path)
         assert "final: N:M, 13 weights checked" in out
+        assert "phase sparse, masks from step" in out
         weights = load_file(tmp_path / "final" / "model.safetensors")
         assert integrated.most_kept(weights["bert.encoder.layer.1.intermediate.dense.weight"]) == 2
         assert nmstep.verify(tmp_path / "checkpoint-16").ok
@@ -120,6 +134,8 @@ def test_an_adapter_merged_and_tuned(run: Run, tmp_path: Path) -> None:
         out = run("lora_merge.py", "--steps", 20, "--rank", 2, "--out", tmp_path / "out")
     assert "out: N:M" in out
     assert "merged: 8 weights N:M" in out
+    with pytest.raises(SystemExit):  # before it trains, not after
+        run("lora_merge.py", "--steps", 20, "--rank", 2, "--out", tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert integrated.most_kept(weights["transformer.h.1.attn.c_attn.weight"].T) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import tiny
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers.logger import Logger  # noqa: E402
 
 from nmstep.integrations.lightning import SparsityCallback, _forget_best  # noqa: E402
+from nmstep.integrations.trackers import JsonLines  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -84,6 +86,7 @@ def fit(
     steps: int = 16,
     module: Any = None,
     resume: str | None = None,
+    early: Any = None,
     **settings: Any,
 ) -> tuple[Any, Any, Any]:
     """Trains, 8 steps an epoch, and validates after each fourth."""
@@ -94,7 +97,7 @@ def fit(
         **{"logger": False, **settings},
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[callback, best, each],
+        callbacks=[callback, best, each, *([early] if early else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -140,6 +143,19 @@ def test_checkpoints_are_sparse_and_the_best_is_one_of_them(tmp_path: Path) -> N
         assert nmstep.verify(tmp_path / name).ok
 
 
+def test_a_looser_models_score_is_no_mark_for_tighter_ones(tmp_path: Path) -> None:
+    recipe = nmstep.DecayingMask(
+        "1:4", dense_steps=2, interval=4
+    )  # 3:4 after step 2, 2:4 after 6, 1:4 after 10
+    early = EarlyStopping("val", patience=1)
+    _, best, trainer = fit(tmp_path, SparsityCallback(recipe), early=early)
+    assert best.best_model_score == 12.0
+    stored = torch.load(best.best_model_path, weights_only=True)
+    assert integrated.most_kept(stored["state_dict"]["net.0.weight"]) == 1
+    # Each pattern's first score is the best one yet; of the last pattern the second is worse, and one such stops.
+    assert (trainer.global_step, early.best_score, early.wait_count) == (16, 12.0, 1)
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_only_what_watches_a_score_is_set_back(mode: str, tmp_path: Path) -> None:
     watched = ModelCheckpoint(tmp_path, monitor="val", mode=mode, save_top_k=1)
@@ -163,6 +179,19 @@ def test_resume_is_exact_before_and_after_the_switch(tmp_path: Path, switch: int
     assert callback.sparsifier is not None
     assert (callback.sparsifier.step, callback.sparsifier.switch_step) == (16, switch)
     assert integrated.same(module.net, by_hand(16, switch))
+
+
+def test_what_a_cut_off_run_wrote_is_taken_back(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    fit(tmp_path, SparsityCallback(step_recipe(12), trackers=[JsonLines(file)]), steps=14)
+    assert len(file.read_text().splitlines()) == 14
+    callback = SparsityCallback(step_recipe(12), trackers=[JsonLines(file)])
+    fit(tmp_path, callback, resume=str(tmp_path / "epoch-epoch=0.ckpt"))
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in found] == list(range(1, 17))
+    assert [line["step"] for line in found if "nm/switch_step" in line] == [12]
+    assert callback.sparsifier is not None
+    assert [row["step"] for row in callback.sparsifier.trace.rows()] == list(range(9, 17))
 
 
 def test_loggers_hear_of_the_switch_at_once(tmp_path: Path) -> None:

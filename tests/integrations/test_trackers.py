@@ -89,6 +89,69 @@ def test_variance_and_layers_are_those_of_the_trace() -> None:
     assert layers[8]["nm/flip_rate"] == pytest.approx(sum(rates) / 2)
 
 
+def test_a_state_that_is_loaded_meanwhile_takes_back_what_came_after_it(tmp_path: Path) -> None:
+    model, optimizer, sparsifier = setting()
+    undisturbed = Feed(sparsifier, [JsonLines(tmp_path / "whole.jsonl")])
+    tiny.steps(model, optimizer, 8)
+    undisturbed.finish()
+
+    model, optimizer, sparsifier = setting()
+    tracker = Kept()
+    feed = Feed(sparsifier, [tracker, JsonLines(tmp_path / "back.jsonl")])
+    tiny.steps(model, optimizer, 2)
+    saved = json_safe((model.state_dict(), optimizer.state_dict()))
+    tiny.steps(model, optimizer, 4, first=2)  # over the switch
+    feed.flush()
+    tiny.steps(model, optimizer, 1, first=6)  # recorded, not told yet
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    tiny.steps(model, optimizer, 6, first=2)
+    feed.finish()
+    assert (tmp_path / "back.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert [row["step"] for row in sparsifier.trace.rows()] == list(range(1, 9))
+    assert [sample["step"] for sample in sparsifier.trace.layers] == [4, 4, 8, 8]
+    assert [call[0] for call in tracker.calls if call[0] != "log"] == ["start", "finish", "start", "finish"]
+    assert [call[2] for call in tracker.calls if call[0] == "start"] == [0, 2]
+
+
+def test_values_of_ones_own_follow_what_was_recorded(tmp_path: Path) -> None:
+    model, optimizer, sparsifier = setting()
+    tracker = Kept()
+    feed = Feed(sparsifier, [tracker, JsonLines(tmp_path / "a.jsonl")])
+    tiny.steps(model, optimizer, 2)
+    feed.log({"eval/accuracy": 0.5})
+    tiny.steps(model, optimizer, 1, first=2)
+    feed.finish()
+    feed.finish()
+    assert [call[1] for call in tracker.calls if call[0] == "log"] == [1, 2, 2, 3]
+    assert ("log", 2, {"eval/accuracy": 0.5}) in tracker.calls
+    assert tracker.calls.count(("finish",)) == 1
+    written = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert written[2] == {"step": 2, "eval/accuracy": 0.5}
+
+
+def test_a_tracker_that_can_is_told_to_write() -> None:
+    class Flushed(Kept):
+        def flush(self) -> None:
+            self.calls.append(("flush",))
+
+    model, optimizer, sparsifier = setting()
+    tracker = Flushed()
+    feed = Feed(sparsifier, [tracker])
+    tiny.steps(model, optimizer, 1)
+    feed.flush()
+    assert [call[0] for call in tracker.calls] == ["start", "log", "flush"]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "a.jsonl")
+    lines.start({}, step=0)
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "a.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"cannot save: .*a\.jsonl"):
+        lines.log(1, {"nm/z": 1.0})
+
+
 def test_a_recipe_that_starts_masked_tells_so_at_its_first_step() -> None:
     model = tiny.net()
     optimizer = nmstep.AdamW(model.parameters())
@@ -174,10 +237,31 @@ def test_tensorboard_hides_what_a_cut_off_run_wrote_later(tmp_path: Path) -> Non
     assert points(tmp_path)["nm/z"] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0)]
 
 
+def test_tensorboard_hides_all_of_a_run_that_begins_anew(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    first, second = TensorBoard(tmp_path), TensorBoard(tmp_path, every=5)
+    first.start({}, step=0)
+    for step in range(1, 4):
+        first.log(step, {"nm/z": 1.0})
+    first.flush()
+    first.finish()
+    second.start({}, step=0)
+    second.log(3, {"nm/z": 2.0, "eval/accuracy": 0.5})  # of one's own, so at any step
+    second.log(5, {"nm/z": 2.0})
+    second.finish()
+    found = points(tmp_path)
+    assert found["nm/z"] == [(5, 2.0)]
+    assert found["eval/accuracy"] == [(3, 0.5)]
+
+
 def test_what_cannot_be() -> None:
     _, _, sparsifier = setting()
     with pytest.raises(TypeError, match=r"methods start, log and finish.*got 'wandb'"):
         Feed(sparsifier, ["wandb"])  # type: ignore[list-item]
+    with pytest.raises(
+        TypeError, match=r"Feed takes the Sparsifier that nmstep.sparsify returned .* got a AdamW"
+    ):
+        Feed(setting()[1], [])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"TensorBoard\(every=0\): expected an integer >= 1"):
         TensorBoard("folder", every=0)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +17,11 @@ import nmstep
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from trained import arguments, lines, trainer  # noqa: E402
+
 from nmstep.integrations.transformers import SparseOptimizer, SparsityCallback, optimizer_for  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def little_to_collect() -> Iterator[None]:
-    """The Trainer collects garbage before it starts, which takes a second once all of these packages are loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-
-
-def arguments(folder: Path, **settings: Any) -> Any:
-    chosen = {
-        "output_dir": str(folder),
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.1,
-        "save_steps": 4,
-        "logging_steps": 3,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 7,
-    }
-    return transformers.TrainingArguments(**{**chosen, **settings})
-
-
-def trainer(
-    folder: Path, *, switch: int = 5, pattern: str = "2:4", recipe: Any = None, **settings: Any
-) -> tuple[Any, SparsityCallback]:
-    callback = settings.pop("callback", None) or SparsityCallback()
-    classes = settings.pop("classes", {})
-    model = integrated.tiny_bert()
-    args = arguments(folder, **settings)
-    recipe = recipe or integrated.recipe(model, switch=switch, pattern=pattern)
-    made = transformers.Trainer(
-        model,
-        args,
-        train_dataset=integrated.examples(),
-        eval_dataset=integrated.examples(16),
-        optimizer_cls_and_kwargs=optimizer_for(args, recipe, **classes),
-        callbacks=[callback],
-    )
-    return made, callback
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "nm_trace.jsonl").read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("little_to_collect", "quiet_trainer")
 
 
 def test_before_the_masks_training_is_the_trainers_own_to_the_bit(tmp_path: Path) -> None:

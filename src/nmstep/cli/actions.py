@@ -33,6 +33,7 @@ from nmstep.experiments import (
     make_plan,
     run,
 )
+from nmstep.integrations.trackers import JsonLines, TensorBoard, Tracker
 from nmstep.kernels import status
 
 __all__ = ["act"]
@@ -74,12 +75,14 @@ def act(command: commands.Command) -> int:
 def _train(command: commands.Train) -> int:
     config = RunConfig(**commands.values_of(command.run))
     folder = command.out or Path("runs") / _name(config)
+    trackers = _trackers(command.tracker, folder)
     try:
         with TrainBar() as bar:
-            result = run(config, folder, resume=command.resume, progress=bar)
+            result = run(config, folder, resume=command.resume, progress=bar, trackers=trackers)
     except KeyboardInterrupt:
-        where = shlex.quote(str(folder))
-        say(f"Interrupted; go on with: nmstep train --out {where} --resume", console=errors)
+        again = f"nmstep train --out {shlex.quote(str(folder))} --resume"
+        again += f" --tracker {command.tracker}" if command.tracker else ""
+        say(f"Interrupted; go on with: {again}", console=errors)
         return 130
     say(result_line(result))
     if config.recipe != "dense":
@@ -87,6 +90,17 @@ def _train(command: commands.Train) -> int:
         say(quick_verdict(folder / "packed.safetensors"))
     say(f"Run folder: {folder}")
     return 0
+
+
+def _trackers(kind: str | None, folder: Path) -> list[Tracker]:
+    """Returns what ``--tracker`` names, writing into the run folder; nothing is made before the run begins."""
+    match kind:
+        case "tensorboard":
+            return [TensorBoard(folder / "tensorboard")]
+        case "jsonl":
+            return [JsonLines(folder / "nm_trace.jsonl")]
+        case _:
+            return []
 
 
 def _name(config: RunConfig) -> str:

@@ -91,15 +91,15 @@ def _from_file(name: str, arguments: list[str]) -> Any:
     """Returns the command's default from the file that ``--config`` names, or from the run to be resumed."""
     file = _value("--config", arguments)
     if name == "train":
-        out = _value("--out", arguments)
+        out, tracker = _value("--out", arguments), _value("--tracker", arguments)
         if arguments == ["--resume"]:
             raise ValueError("--resume needs to know which run to go on with: give its folder as --out")
         if file is None and out is not None and "--resume" in arguments:
             saved = Path(out) / "config.json"
             file = str(saved) if saved.exists() else None
-            if (
-                file is None and len(arguments) <= 3
-            ):  # nothing but --out and --resume: there is no run to start
+            # Nothing that says what to train, only where and how to show it: there is no run to start.
+            rest = len(arguments) - (0 if tracker is None else 1 + ("--tracker" in arguments))
+            if file is None and rest <= 3:
                 raise FileNotFoundError(f"no run to resume in {out!r}: it holds no config.json")
         if file is not None:
             run = commands.RunFlags(**commands.values_of(RunConfig.load(file)))

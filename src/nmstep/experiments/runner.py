@@ -2,13 +2,15 @@
 
 A run folder holds ``config.json`` and ``environment.json`` from the start, ``plan.json``,
 ``metrics.jsonl``, the last two checkpoints with ``latest.json``, and at the end ``model.safetensors`` and,
-last of all, ``result.json``.
+last of all, ``result.json``. Trackers may write more beside these; nothing here reads that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from nmstep.experiments.resources import peak_memory_mb, reset_peak_memory
 from nmstep.experiments.training import Training, load_task, surroundings
 from nmstep.experiments.weights import save_weights
 from nmstep.files import read_json, remove_leftovers, sha256_of, write_json
+from nmstep.integrations.trackers import Feed, Tracker
 
 __all__ = ["run"]
 
@@ -37,6 +40,7 @@ def run(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    trackers: Iterable[Tracker] = (),
 ) -> dict[str, Any]:
     """Trains as ``config`` says, writes the run folder, and returns what is in its ``result.json``.
 
@@ -48,6 +52,7 @@ def run(
         folder: the run folder; made if it is not there.
         resume: go on with the run in ``folder``; one that is not there yet is started.
         progress: is told where the run is.
+        trackers: are told of each step and score; a resumed run is told to those it is resumed with.
 
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is False.
@@ -71,14 +76,17 @@ def run(
             return read_json(folder / "result.json")
         reset_peak_memory(config.device)
         training = Training(config, task)
-        return _Run(training, folder, progress or Silent()).go()
+        return _Run(training, folder, progress or Silent(), tuple(trackers)).go()
 
 
 class _Run:
     """A training and its folder."""
 
-    def __init__(self, training: Training, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, training: Training, folder: Path, progress: Progress, trackers: tuple[Tracker, ...]
+    ) -> None:
         self.training, self.folder, self.progress = training, folder, progress
+        self.trackers = trackers
         self.config = training.config
         assert self.config.steps is not None
         self.total = self.config.steps
@@ -93,15 +101,20 @@ class _Run:
         state = checkpoint.load_latest(self.folder)
         written = {} if state is None else self._take(state)
         self._write_head()
+        self.feed = Feed(self.training.sparsifier, self.trackers, {"config": self.config.to_dict()})
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", **written)
         self.progress.start(self.total, self.training.step)
         try:
             while self.training.step < self.total:
                 self._step()
-            return self._finish()
+            result = self._finish()
+            self.feed.finish()
+            return result
         finally:
             self.progress.stop()
             self.metrics.close()
+            with contextlib.suppress(OSError):  # the rest of what failed and was reported
+                self.feed.finish()
 
     def _take(self, state: dict[str, Any]) -> dict[str, Any]:
         """Goes on from a checkpoint, and returns what it says of the metrics."""
@@ -158,6 +171,7 @@ class _Run:
 
     def _flush(self) -> None:
         self.metrics.write(self.training.new_records())
+        self.feed.flush()
 
     def _evaluate(self) -> dict[str, float]:
         scores, masked = self.training.evaluate()
@@ -169,6 +183,8 @@ class _Run:
     def _write_scores(self, phase: str, scores: dict[str, float], masked: dict[str, float] | None) -> None:
         record = {"kind": "eval", "step": self.training.step, "phase": phase, **scores, "masked": masked}
         self.metrics.write([record])
+        under_masks = {f"eval/masked/{name}": value for name, value in (masked or {}).items()}
+        self.feed.log({f"eval/{name}": value for name, value in scores.items()} | under_masks)
 
     def _checkpoint(self) -> None:
         """Saves the state; what the metrics hold up to here is on the disk already."""

@@ -7,18 +7,29 @@ keep the optimizer's state, and so all that belongs to a recipe.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from nmstep.admission import check_arguments
 from nmstep.deploy.exporting import is_pretrained
-from nmstep.integrations.attached import unwrapped
-from nmstep.integrations.marking import mark_folder, plan_in_force
+from nmstep.deploy.writing import without_aliases, write_tensors
+from nmstep.integrations.attached import check_sparsifier, unwrapped
+from nmstep.integrations.marking import (
+    mark_config,
+    mark_folder,
+    on_all_ranks,
+    plan_in_force,
+    unmark_folder,
+)
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.recipes import Recipe
+from nmstep.shards import is_sharded
 from nmstep.sparsify import Sparsifier, sparsify
+from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
 
@@ -51,6 +62,7 @@ def prepare(
     """
     settings: dict[str, Any] = {"on_nonfinite": on_nonfinite, "trace": trace}
     if getattr(accelerator, "is_fsdp2", False):
+        check_arguments(model, optimizer, recipe, on_nonfinite)
         # It puts other parameters into the optimizer, whose state a recipe that starts at step 0 has used by then.
         prepared = accelerator.prepare(model, optimizer, *others)
         return (sparsify(prepared[0], unwrapped(prepared[1]), recipe, **settings), *prepared)
@@ -61,8 +73,8 @@ def prepare(
 def save(accelerator: Any, model: Any, sparsifier: Sparsifier, folder: str | os.PathLike[str]) -> bool:
     """Writes a model's weights and, if they are N:M as planned, ``nm_sparsity`` into the config.json beside them.
 
-    A model of transformers is written by its own ``save_pretrained``, another by ``accelerator.save_model``. All
-    processes are to call this; the main one writes.
+    A model of transformers is written by its own ``save_pretrained``, another into ``model.safetensors``. All
+    processes are to call this; the main one writes. Shards are put together first.
 
     Args:
         accelerator: of Accelerate.
@@ -76,25 +88,52 @@ def save(accelerator: Any, model: Any, sparsifier: Sparsifier, folder: str | os.
 
     Raises:
         NotSparseError: masks have started and a planned weight is not N:M. The files stay, without the entry.
+        OSError: the folder cannot be written to.
+        TypeError: ``sparsifier`` is something else.
+
+    What one process raises, all of them do, with the same message.
     """
+    check_sparsifier(sparsifier, needed_by="save")
     inner, path = accelerator.unwrap_model(model, keep_torch_compile=False), Path(folder)
-    if is_pretrained(inner):
-        state = accelerator.get_state_dict(model)
-        inner.save_pretrained(path, state_dict=state, is_main_process=accelerator.is_main_process)
-    else:
-        accelerator.save_model(model, path)
-    marked = accelerator.is_main_process and _mark(sparsifier, path)
-    accelerator.wait_for_everyone()
-    return marked
+    is_main, state = bool(accelerator.is_main_process), _whole(accelerator.get_state_dict(model))
+    plan: SparsityPlan | None = None
+
+    def write() -> None:
+        nonlocal plan
+        _write(inner, state, path, is_main=is_main)
+        plan = _marked(sparsifier, path) if is_main else None
+
+    # By itself: the writers only log that there is a file of this name.
+    on_all_ranks(sparsifier, lambda: path.mkdir(parents=True, exist_ok=True) if is_main else None)
+    on_all_ranks(sparsifier, write)
+    mark_config(inner, plan)
+    return plan is not None
 
 
-def _mark(sparsifier: Sparsifier, folder: Path) -> bool:
-    if not sparsifier.plan.sparse:
-        return False
-    if verify(folder, plan=sparsifier.plan).ok:  # also where finalize() came before the schedule's end
-        mark_folder(folder, sparsifier.plan)
-    elif sparsifier.phase == "sparse":
-        mark_folder(folder, plan_in_force(sparsifier))
-    else:
-        return False
-    return True
+def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dict with its shards put together: Accelerate does so only where it cut the model itself."""
+    return {name: t.full_tensor().cpu() if is_sharded(t) else t for name, t in state.items()}
+
+
+def _write(model: nn.Module, state: dict[str, Any], folder: Path, *, is_main: bool) -> None:
+    if is_pretrained(model):
+        mark_config(model, None)  # of an earlier run
+        model.save_pretrained(folder, state_dict=state, is_main_process=is_main)  # type: ignore[operator]
+    elif is_main:
+        tensors, aliases = without_aliases(state)
+        write_tensors(tensors, folder / "model.safetensors", {"format": "pt", **aliases})
+    if is_main:
+        unmark_folder(folder)
+
+
+def _marked(sparsifier: Sparsifier, folder: Path) -> SparsityPlan | None:
+    """Returns what a folder complies with, once it says so; None for nothing."""
+    plan = sparsifier.plan
+    if not plan.sparse:
+        return None
+    if not verify(folder, plan=plan).ok:  # which it does too where finalize() came before the schedule's end
+        if sparsifier.phase == "dense":
+            return None
+        plan = plan_in_force(sparsifier)
+    mark_folder(folder, plan)
+    return plan

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from nmstep.admission import ATTACHED, wrapped_by
 from nmstep.sparsify import Sparsifier
 
-__all__ = ["find_sparsifier", "sparsifier_of", "unwrapped"]
+__all__ = ["check_sparsifier", "find_sparsifier", "sparsifier_of", "unwrapped"]
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -53,3 +53,17 @@ def sparsifier_of(optimizer: Any, *, needed_by: str, way_out: str) -> Sparsifier
         kind = type(inner).__name__ if isinstance(inner, Optimizer) else repr(inner)
         raise ValueError(f"{needed_by} found no sparsifier on this trainer's optimizer ({kind}): {way_out}")
     return found
+
+
+def check_sparsifier(given: Any, *, needed_by: str) -> None:
+    """Raises TypeError unless what a function was given is a sparsifier.
+
+    Args:
+        given: the argument.
+        needed_by: the function, for the message.
+    """
+    if not isinstance(given, Sparsifier):
+        raise TypeError(
+            f"{needed_by} takes the Sparsifier that nmstep.sparsify returned (or prepare, of Accelerate), got a "
+            f"{type(given).__name__}"
+        )

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from nmstep.integrations.attached import find_sparsifier, sparsifier_of
-from nmstep.integrations.marking import plan_in_force
+from nmstep.integrations.marking import on_all_ranks, plan_in_force
 from nmstep.integrations.trackers import Feed, Tracker
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.packages import require
 from nmstep.recipes import Recipe
 from nmstep.sparsify import Sparsifier, sparsify
+from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
 from nmstep.verify.stored import NM_SPARSITY
@@ -30,7 +31,8 @@ class SparsityCallback(Callback):  # type: ignore[misc]
     """Attaches a recipe to an optimizer of the module, once its strategy has made them.
 
     - The trace goes to ``trackers`` and, at the trainer's logging steps, to its loggers.
-    - At the switch every ``ModelCheckpoint`` forgets its best score: a dense model's is no mark for N:M ones.
+    - At the switch, and whenever a schedule tightens a pattern, every ``ModelCheckpoint`` and ``EarlyStopping``
+      forgets its best score: that of a model with more weights is no mark for the others.
     - Each checkpoint from then on is verified before it is written, and has the plan under ``"nm_sparsity"``.
 
     The optimizer's state, which Lightning saves, holds all that belongs to the recipe: ``ckpt_path=`` resumes it.
@@ -63,7 +65,7 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         self._settings: dict[str, Any] = {"on_nonfinite": on_nonfinite, "trace": trace}
         self._trackers = tuple(trackers)
         self._feed: Feed | None = None
-        self._seen_sparse = False
+        self._in_force: SparsityPlan | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches the recipe; optimizers are there by now, and their saved state is not loaded yet.
@@ -91,27 +93,36 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         """Opens the trace, once a checkpoint's state is loaded."""
         del pl_module
         sparsifier = self._running()
-        self._seen_sparse = sparsifier.phase == "sparse"
-        self._feed = Feed(sparsifier, self._trackers if trainer.is_global_zero else ())
+        self._in_force = self._plan()
+
+        def start() -> None:
+            self._feed = Feed(sparsifier, self._trackers if trainer.is_global_zero else ())
+
+        on_all_ranks(sparsifier, start)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Notices the switch, and logs what was recorded since the last time."""
+        """Notices the switch and patterns that tighten, and logs what was recorded since the last time."""
         del pl_module, args, kwargs
-        sparsifier, switched = self._running(), False
-        if sparsifier.phase == "sparse" and not self._seen_sparse:
-            self._seen_sparse = switched = True
+        plan = self._plan()
+        tightened, self._in_force = plan != self._in_force, plan
+        if tightened:
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):
                     _forget_best(callback)
-        if self._feed is None or not (switched or trainer.global_step % trainer.log_every_n_steps == 0):
-            return
-        newest = self._feed.flush()
+            for stopping in trainer.early_stopping_callbacks:
+                stopping.wait_count, worst = 0, float("inf") if stopping.mode == "min" else -float("inf")
+                stopping.best_score = stopping.best_score.new_tensor(worst)
+        if tightened or trainer.global_step % trainer.log_every_n_steps == 0:
+            on_all_ranks(self._running(), lambda: self._log(trainer))
+
+    def _log(self, trainer: Trainer) -> None:
+        newest = self._feed.flush() if self._feed is not None else {}
         short = {name: value for name, value in newest.items() if name.count("/") == 1}
         if short:
             for logger in trainer.loggers:
-                logger.log_metrics(short, step=sparsifier.step)
+                logger.log_metrics(short, step=self._running().step)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -121,21 +132,31 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         Raises:
             NotSparseError: masks have started and a planned weight is not N:M.
         """
-        del trainer, pl_module
-        if self._feed is not None:
-            self._feed.flush()
-        sparsifier = self.sparsifier
-        if sparsifier is not None and sparsifier.phase == "sparse" and sparsifier.plan.sparse:
-            plan = plan_in_force(sparsifier)
-            verify(checkpoint["state_dict"], plan=plan).raise_if_failed()
+        del pl_module
+        plan = self._plan() if self.sparsifier is not None else None
+        weights = checkpoint["state_dict"]
+
+        def look() -> None:
+            if self._feed is not None:
+                self._feed.flush()
+            if plan is not None and (weights or trainer.is_global_zero):  # others may not have been given any
+                verify(weights, plan=plan).raise_if_failed()
+
+        on_all_ranks(self._running(), look)
+        if plan is not None:
             checkpoint[NM_SPARSITY] = plan.to_dict()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the trace."""
         del trainer, pl_module
         if self._feed is not None:
-            self._feed.finish()
+            on_all_ranks(self._running(), self._feed.finish)
             self._feed = None
+
+    def _plan(self) -> SparsityPlan | None:
+        """Returns the patterns that the weights have now, or None where they have none."""
+        sparsifier = self._running()
+        return plan_in_force(sparsifier) if sparsifier.phase == "sparse" and sparsifier.plan.sparse else None
 
     def _running(self) -> Sparsifier:
         assert self.sparsifier is not None

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from nmstep.files import write_atomically
+from nmstep.files import cannot_save, write_atomically
+from nmstep.integrations.attached import check_sparsifier
 from nmstep.packages import require
 from nmstep.sparsify import Sparsifier
 from nmstep.trace import TraceReader
@@ -18,10 +19,13 @@ __all__ = ["Feed", "JsonLines", "TensorBoard", "Tracker"]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What a tracker must be able to do; wrap any other in a class of these three methods."""
+    """What a tracker must be able to do; wrap any other in a class of these three methods.
+
+    One that has a method ``flush()`` too is told when what it was given should be on the disk.
+    """
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Is told of a run before its first values, and once more where an earlier state was loaded into it.
+        """Is told of a run before its first values, and again after ``finish`` where an earlier state was loaded.
 
         Args:
             settings: what the run is, as JSON values.
@@ -38,6 +42,8 @@ class Tracker(Protocol):
 class Feed:
     """Hands what a sparsifier records on to trackers, from the moment it is made.
 
+    Where an earlier state is loaded meanwhile, the trackers are ended and started again at its step.
+
     Names are ``nm/sparse`` (1 once masks have started), ``nm/lr``, ``nm/loss``, ``nm/z``, ``nm/z_mean``,
     ``nm/v_norm1`` and so on as in :meth:`nmstep.trace.Trace.rows`; ``nm/flip_rate`` (the mean of all layers) and
     ``nm/flip_rate/LAYER``, likewise ``density``, ``kept_norm`` and ``pruned_norm``; and, once, ``nm/switch_step``.
@@ -48,7 +54,7 @@ class Feed:
         settings: told to them beside the recipe's own.
 
     Raises:
-        TypeError: a tracker lacks one of the three methods.
+        TypeError: a tracker lacks one of the three methods, or ``sparsifier`` is something else.
 
     Example:
         >>> import torch, nmstep
@@ -68,6 +74,7 @@ class Feed:
     def __init__(
         self, sparsifier: Sparsifier, trackers: Iterable[Tracker], settings: Mapping[str, Any] | None = None
     ) -> None:
+        check_sparsifier(sparsifier, needed_by="Feed")
         self._sparsifier = sparsifier
         self._trackers = tuple(trackers)
         for tracker in self._trackers:
@@ -77,6 +84,7 @@ class Feed:
                     f"got {tracker!r}"
                 )
         trace = sparsifier.trace
+        trace.flush()
         self._reader = TraceReader(trace)
         self._head = {"recipe": sparsifier.recipe.name, "threshold": trace.threshold, **(settings or {})}
         self._start(sparsifier.step)
@@ -88,18 +96,30 @@ class Feed:
         """
         rewound = self._reader.rewound()
         if rewound is not None:
+            for tracker in self._trackers:
+                tracker.finish()
             self._start(rewound)
         newest: dict[str, float] = {}
         for step, values in self._new():
             newest |= values
             for tracker in self._trackers:
                 tracker.log(step, values)
+        for tracker in self._trackers:
+            if hasattr(tracker, "flush"):
+                tracker.flush()
         return newest
 
-    def finish(self) -> None:
-        """Hands on what is left, and ends the trackers."""
+    def log(self, values: Mapping[str, float]) -> None:
+        """Hands on values of one's own of the step that was taken last, such as scores, after what was recorded."""
         self.flush()
         for tracker in self._trackers:
+            tracker.log(self._sparsifier.step, values)
+
+    def finish(self) -> None:
+        """Hands on what is left, and ends the trackers; a second call does nothing."""
+        self.flush()
+        trackers, self._trackers = self._trackers, ()
+        for tracker in trackers:
             tracker.finish()
 
     def _start(self, step: int) -> None:
@@ -147,7 +167,8 @@ class TensorBoard:
 
     Args:
         folder: for the event files.
-        every: optimizer steps between points; the switch and samples of the layers are written whenever they come.
+        every: optimizer steps between points; the switch, samples of the layers and values of one's own are written
+            whenever they come.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -162,9 +183,9 @@ class TensorBoard:
         self._writer: Any = None
 
     def start(self, settings: Mapping[str, Any], *, step: int) -> None:
-        """Opens a new event file, which hides what an earlier one has beyond ``step``."""
-        writer = require("torch.utils.tensorboard", "event files").SummaryWriter
-        self._writer = writer(self._folder, purge_step=step + 1 if step else None)
+        """Opens a new event file, which hides what an earlier one has beyond ``step``; all of it, from step 0."""
+        writer = require("torch.utils.tensorboard", "event files", extra="tensorboard").SummaryWriter
+        self._writer = writer(self._folder, purge_step=step + 1 if step else 0)
         self._writer.add_text(
             "nm/settings", f"```\n{json.dumps(dict(settings), indent=1, default=str)}\n```", step
         )
@@ -174,9 +195,14 @@ class TensorBoard:
         if step % self._every == 0:
             chosen = dict(values)
         else:
-            chosen = {k: v for k, v in values.items() if k.count("/") > 1 or k in _RARE}
+            own = {k: v for k, v in values.items() if not k.startswith("nm/")}
+            chosen = own | {k: v for k, v in values.items() if k.count("/") > 1 or k in _RARE}
         for name, value in chosen.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Sees what was logged on the disk."""
+        self._writer.flush()
 
     def finish(self) -> None:
         """Closes the event file."""
@@ -205,9 +231,16 @@ class JsonLines:
         write_atomically(self._path, kept)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends a line.
+
+        Raises:
+            OSError: the disk is full, for one; the message names the file.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise cannot_save(error, self._path) from error
 
     def finish(self) -> None:
         """Does nothing: each line is written when it comes."""

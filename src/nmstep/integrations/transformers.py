@@ -14,7 +14,13 @@ from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
 from nmstep.integrations.attached import sparsifier_of
-from nmstep.integrations.marking import mark_folder, plan_in_force
+from nmstep.integrations.marking import (
+    mark_config,
+    mark_folder,
+    on_all_ranks,
+    plan_in_force,
+    unmark_folder,
+)
 from nmstep.integrations.trackers import Feed, JsonLines, Tracker
 from nmstep.optim import AdamW
 from nmstep.optim.gradients import OnNonfinite
@@ -22,9 +28,9 @@ from nmstep.packages import require
 from nmstep.patterns import NMPattern
 from nmstep.recipes import Recipe
 from nmstep.sparsify import Sparsifier, sparsify
+from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
-from nmstep.verify.stored import NM_SPARSITY
 
 require("transformers", "the Trainer", extra="hf")
 from transformers import TrainerCallback  # noqa: E402
@@ -119,10 +125,12 @@ class SparsityCallback(TrainerCallback):
     """Records a recipe's trace, marks its switch, and sees that what is saved after it is N:M and says so.
 
     - The trace goes to ``nm_trace.jsonl`` in the output folder, and to ``trackers``.
-    - At the switch ``state.log_history`` gets an entry with ``nm_switch_step``, and the best metric so far is
-      forgotten: a dense model's score is no mark for N:M ones, and ``load_best_model_at_end`` would bring it back.
-    - From then on the model's config has ``nm_sparsity``, so that every ``save_pretrained`` writes it; each
-      checkpoint is verified from its files once it is saved.
+    - At the switch ``state.log_history`` gets an entry with ``nm_switch_step``.
+    - There, and whenever a schedule tightens a pattern, the best metric so far is forgotten: the score of a model
+      with more weights is no mark for the others, and ``load_best_model_at_end`` would bring it back.
+    - From the switch on the model's config has ``nm_sparsity``, so that every ``save_pretrained`` writes it; each
+      checkpoint is verified from its files once it is saved. Before it, an entry of an earlier run is taken out.
+    - What fails on one process when a run begins, saves or ends is raised on all of them.
 
     Args:
         trackers: where the trace goes beside the file.
@@ -138,8 +146,8 @@ class SparsityCallback(TrainerCallback):
         self._trackers = tuple(trackers)
         self._verify = verify_checkpoints
         self._feed: Feed | None = None
-        self._marked: list[NMPattern] | None = None
-        self._seen_sparse = False
+        self._in_force: list[NMPattern] | None = None
+        self._failed: Exception | None = None
         self._trainer: Any = None
         self._logging = False
 
@@ -158,37 +166,49 @@ class SparsityCallback(TrainerCallback):
             ValueError: the optimizer has none.
         """
         del control
-        self.sparsifier = sparsifier_of(
+        self._failed = None
+        self.sparsifier = sparsifier = sparsifier_of(
             kwargs.get("optimizer"),
             needed_by="SparsityCallback",
             way_out="give the Trainer optimizer_cls_and_kwargs=optimizer_for(args, recipe), or optimizers=(an "
             "optimizer that nmstep.sparsify has seen, None)",
         )
-        self._seen_sparse = self.sparsifier.phase == "sparse" and self.sparsifier.step > 0
-        writes = state.is_world_process_zero
-        trackers = [JsonLines(Path(args.output_dir) / TRACE_FILE), *self._trackers] if writes else []
-        self._feed = Feed(self.sparsifier, trackers)
-        self._marked = None
-        self._mark(kwargs.get("model"))
+        # Masks from step 0 are told of after the first step.
+        self._in_force = self._patterns() if sparsifier.step > 0 else None
+        mark_config(kwargs.get("model"), self._plan())
+
+        def start() -> None:
+            own = [JsonLines(Path(args.output_dir) / TRACE_FILE), *self._trackers]
+            self._feed = Feed(sparsifier, own if state.is_world_process_zero else [])
+
+        on_all_ranks(sparsifier, start)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notices the switch, and patterns that a schedule tightens."""
         del args, control
-        sparsifier = self._running()
-        if sparsifier.phase == "sparse" and not self._seen_sparse:
-            self._seen_sparse = True
+        sparsifier, patterns = self._running(), self._patterns()
+        if patterns == self._in_force:
+            return
+        if self._in_force is None:
             mark = {"nm_switch_step": sparsifier.switch_step, "nm_switch_reason": sparsifier.switch_reason}
             state.log_history.append({**mark, "epoch": state.epoch, "step": state.global_step})
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
             _log.info("masks start after step %s (%s)", sparsifier.switch_step, sparsifier.switch_reason)
-        self._mark(kwargs.get("model"))
+        self._in_force = patterns
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        mark_config(kwargs.get("model"), self._plan())
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes what was recorded since the last time."""
-        del args, state, control, kwargs
+        del state, control, kwargs
         if self._logging or self._feed is None:
             return
-        newest = self._feed.flush()
+        try:
+            newest = self._feed.flush()
+        except Exception as error:
+            if args.world_size == 1:
+                raise
+            self._failed = self._failed or error  # raised where all processes are known to come
+            return
         if self._trainer is not None and newest:
             self._logging = True
             try:
@@ -199,20 +219,31 @@ class SparsityCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Verifies the checkpoint that was just saved, and writes ``nm_sparsity`` into its config.json.
 
+        Of a distributed checkpoint, which has neither weights of its own nor that file, the model is verified.
+
         Raises:
             NotSparseError: a planned weight in its files is not N:M.
         """
-        del control, kwargs
-        if self._feed is not None:
-            self._feed.flush()
-        sparsifier = self._running()
-        if (
-            self._verify
-            and sparsifier.phase == "sparse"
-            and sparsifier.plan.sparse
-            and state.is_world_process_zero
-        ):
-            mark_folder(_folder(Path(args.output_dir), state.global_step), plan_in_force(sparsifier))
+        del control
+        plan = self._plan()
+
+        def look() -> bool:
+            self._hand_on()
+            if not state.is_world_process_zero:
+                return False
+            folder = _folder(Path(args.output_dir), state.global_step)
+            in_parts = any(
+                folder.glob("*/*.distcp")
+            )  # as FSDP writes them; nobody has the whole weights then
+            if plan is None:
+                unmark_folder(folder)
+            elif self._verify and not in_parts:
+                mark_folder(folder, plan)
+            return in_parts
+
+        in_parts = on_all_ranks(self._running(), look)
+        if in_parts and self._verify:
+            self._verify_model(kwargs.get("model"), plan)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ends the trace, and verifies the model that the Trainer leaves.
@@ -221,27 +252,42 @@ class SparsityCallback(TrainerCallback):
             NotSparseError: a planned weight is not N:M, as when a dense checkpoint was loaded as the best one.
         """
         del args, state, control
-        if self._feed is not None:
-            self._feed.finish()
-            self._feed = None
-        sparsifier, model = self._running(), kwargs.get("model")
-        if sparsifier.phase == "sparse" and sparsifier.plan.sparse and model is not None:
-            verify(model, plan=plan_in_force(sparsifier)).raise_if_failed()
+        plan, model = self._plan(), kwargs.get("model")
+
+        def look() -> None:
+            self._hand_on()
+            if self._feed is not None:
+                self._feed.finish()
+                self._feed = None
+
+        on_all_ranks(self._running(), look)
+        self._verify_model(model, plan)
 
     def _running(self) -> Sparsifier:
         assert self.sparsifier is not None
         return self.sparsifier
 
-    def _mark(self, model: Any) -> None:
-        """Keeps the entry of the model's own configuration, which is saved with it, at the patterns in force."""
+    def _plan(self) -> SparsityPlan | None:
+        """Returns the plan with the patterns that the weights have now, or None where they have none."""
+        return None if self._patterns() is None else plan_in_force(self._running())
+
+    def _patterns(self) -> list[NMPattern] | None:
+        """Returns these patterns alone, which takes no time at each step."""
         sparsifier = self._running()
-        config = getattr(model, "config", None)
-        if sparsifier.phase != "sparse" or not sparsifier.plan.sparse or config is None:
-            return
-        patterns = [sparsifier.pattern_of(entry) for entry in sparsifier.plan.sparse]
-        if patterns != self._marked:  # asked at every step, and seldom so
-            self._marked = patterns
-            setattr(config, NM_SPARSITY, plan_in_force(sparsifier).to_dict())
+        if sparsifier.phase != "sparse" or not sparsifier.plan.sparse:
+            return None
+        return [sparsifier.pattern_of(entry) for entry in sparsifier.plan.sparse]
+
+    def _verify_model(self, model: Any, plan: SparsityPlan | None) -> None:
+        if plan is not None and model is not None:
+            on_all_ranks(self._running(), verify(model, plan=plan).raise_if_failed)
+
+    def _hand_on(self) -> None:
+        """Writes what was recorded, or raises what went wrong with it before."""
+        if self._failed is not None:
+            raise self._failed
+        if self._feed is not None:
+            self._feed.flush()
 
 
 def _folder(output: Path, step: int) -> Path:
