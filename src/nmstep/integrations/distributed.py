@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED
+from nmstep.integrations.attached import unwrapped
 from nmstep.sparsity_plan import unwrap
 
 __all__ = ["prepare_load"]
@@ -36,18 +39,17 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
     Args:
         model: the model, cut as it is to train.
         optimizer: its optimizer, after :func:`nmstep.sparsify` with the recipe that it was saved with.
-        checkpoint: the checkpoint's folder, or a ``StorageReader`` of torch.distributed.checkpoint.
+        checkpoint: the checkpoint's folder, or a ``StorageReader`` of torch.distributed.checkpoint; or a file with
+            the optimizer's whole state by names, such as Accelerate's ``optimizer.bin``.
 
     Raises:
         ValueError: the optimizer has no sparsifier, or the checkpoint was not saved by one.
+        FileNotFoundError: there is no such checkpoint.
         RuntimeError: the sparsifier has taken steps already.
     """
-    sparsifier = getattr(optimizer, ATTACHED, None)
+    sparsifier = getattr(unwrapped(optimizer), ATTACHED, None)
     if sparsifier is None:
-        raise ValueError(
-            f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first, and pass a wrapper's "
-            f"inner optimizer"
-        )
+        raise ValueError(f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first")
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
     sizes = {key: _size(value) for key, value in _metadata(checkpoint).items()}
 
@@ -62,12 +64,17 @@ def _metadata(checkpoint: Any) -> Mapping[str, Any]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     is_path = isinstance(checkpoint, (str, os.PathLike))
+    if is_path and Path(checkpoint).is_file():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state"]
+        return {f"state.{name}.{key}": value for name, own in state.items() for key, value in own.items()}
     reader = FileSystemReader(checkpoint) if is_path else checkpoint
     found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     return found
 
 
 def _size(stored: Any) -> tuple[int, ...]:
+    if isinstance(stored, Tensor):
+        return tuple(stored.shape)
     return tuple(getattr(stored, "size", ()))  # of a tensor; anything else is stored as bytes
 
 
