@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import integrated
 import nmstep
-from nmstep.integrations.accelerate import prepare, save
+from nmstep.integrations.accelerate import load_state, prepare, save
 from nmstep.integrations.transformers import SparsityCallback, optimizer_for
 
 
@@ -32,11 +32,15 @@ def run(folder: Path, batch_size: int) -> dict[str, Any]:
     accelerator = Accelerator(cpu=True)
     ended = {
         "loop": loop(accelerator, folder / "loop", batch_size),
-        "trainer": trainer(folder / "trainer", batch_size),
+        "resumed": loop(accelerator, folder / "loop", batch_size, resume=True),
     }
+    ended["trainer"] = trainer(folder / "trainer", batch_size)  # which makes an accelerator of its own
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
         ended["sharded"] = trainer(folder / "sharded", batch_size)
+        accelerator = Accelerator(cpu=True)
+        loop(accelerator, folder / "parts", batch_size)
+        ended["resumed from parts"] = loop(accelerator, folder / "parts", batch_size, resume=True)
     return ended
 
 
@@ -53,8 +57,9 @@ def use_fsdp2() -> None:
     AcceleratorState.__init__ = on_cpus_too
 
 
-def loop(accelerator: Any, folder: Path, batch_size: int) -> dict[str, Any]:
-    """A loop of one's own, with a switch that reads the variance."""
+def loop(accelerator: Any, folder: Path, batch_size: int, *, resume: bool = False) -> dict[str, Any]:
+    """A loop of one's own, with a switch that reads the variance; saves after one epoch, or goes on from there."""
+    accelerator.free_memory()
     model = integrated.tiny_bert()
     optimizer = nmstep.AdamW(model.parameters(), lr=1e-3)
     plan = nmstep.plan(model, "2:4", include=["bert.encoder"])
@@ -62,7 +67,11 @@ def loop(accelerator: Any, folder: Path, batch_size: int) -> dict[str, Any]:
     recipe = nmstep.STEP(plan, total_steps=20, switch=switch)
     loader = torch.utils.data.DataLoader(integrated.examples(), batch_size=batch_size)
     sparsifier, model, optimizer, loader = prepare(accelerator, model, optimizer, loader, recipe=recipe)
-    for _ in range(2):
+    if resume:
+        load_state(accelerator, model, optimizer, folder / "state")
+    for epoch in range(int(resume), 2):
+        if epoch == 1 and not resume:
+            accelerator.save_state(str(folder / "state"))
         for batch in loader:
             with accelerator.accumulate(model):
                 accelerator.backward(model(**batch).loss)

@@ -194,4 +194,7 @@ def _told(error: Exception | None) -> tuple[str, str] | None:
     """Returns what the other ranks are told of an error: its kind and its text."""
     if error is None:
         return None
-    return "OSError" if isinstance(error, OSError) else type(error).__name__, str(error)
+    kind = type(error)
+    return "OSError" if isinstance(error, OSError) and kind.__name__ not in _KINDS else kind.__name__, str(
+        error
+    )

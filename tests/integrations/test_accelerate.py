@@ -12,7 +12,7 @@ import torch
 import integrated
 import nmstep
 import tiny
-from nmstep.integrations.accelerate import prepare, save
+from nmstep.integrations.accelerate import load_state, prepare, save
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -127,6 +127,21 @@ def test_where_fsdp2_comes_first_it_is_not_begun_with_what_is_refused() -> None:
         prepare(Begun(), model, optimizer, recipe=nmstep.SRSTE("2:4"))
     with pytest.raises(TypeError, match="got list; pass a wrapper's inner optimizer"):
         prepare(Begun(), model, [], recipe=nmstep.SRSTE("2:4"))
+
+
+def test_where_fsdp2_is_to_load_there_must_be_something(tmp_path: Path) -> None:
+    class Loading:
+        is_fsdp2 = True
+
+    _, _, model, optimizer = start()
+    with pytest.raises(FileNotFoundError, match=r"optimizer\.bin"):
+        load_state(Loading(), model, optimizer, tmp_path)
+    plain = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"this AdamW has no sparsifier: call nmstep.sparsify first"):
+        load_state(Loading(), model, plain, tmp_path)
+    torch.save({"state": {}}, tmp_path / "optimizer.bin")
+    with pytest.raises(ValueError, match="holds no record of a sparsifier"):
+        load_state(Loading(), model, optimizer, tmp_path)
 
 
 def test_what_is_no_optimizer_is_refused() -> None:

@@ -28,7 +28,7 @@ FSDP2 = [
 ]
 # --cpu would start one process: it knows no other way to several than MPI.
 WAYS = {"ddp": ["--multi_gpu"], "fsdp2": FSDP2}
-STEPS = {"loop": 12, "trainer": 8, "sharded": 8}
+STEPS = {"loop": 12, "resumed": 12, "resumed from parts": 12, "trainer": 8, "sharded": 8}
 Launched = tuple[Path, dict[str, Any], dict[str, Any]]
 
 
@@ -38,7 +38,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     import launched as script
 
     ended = script.run(tmp_path_factory.mktemp("alone"), 8)
-    return {**ended, "sharded": ended["trainer"]}
+    return {**ended, "sharded": ended["trainer"], "resumed from parts": ended["loop"]}
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -67,7 +67,11 @@ def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_two_processes_end_where_one_does(launched: Launched, alone: dict[str, Any]) -> None:
     _, first, second = launched
-    assert first.keys() >= {"loop", "trainer"}
+    assert first.keys() >= {"loop", "resumed", "trainer"}
+    for kind in first.keys() & {"resumed", "resumed from parts"}:  # after the switch
+        assert all(
+            torch.equal(first[kind]["weights"][name], p) for name, p in first["loop"]["weights"].items()
+        )
     for kind in first:
         assert {r[kind]["switch_step"] for r in (alone, first, second)} == {alone[kind]["switch_step"]}
         assert alone[kind]["switch_step"] is not None

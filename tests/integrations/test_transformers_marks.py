@@ -10,6 +10,8 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from transformers import PretrainedConfig
+
 import nmstep
 from nmstep.integrations import transformers as integration
 from tiny import net, steps
@@ -25,7 +27,7 @@ def test_the_entry_is_made_where_patterns_change(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(integration, "plan_in_force", counted)
     model = net()
-    model.config = SimpleNamespace()  # type: ignore[assignment]
+    model.config = PretrainedConfig()
     optimizer = nmstep.AdamW(model.parameters())
     callback = integration.SparsityCallback()
     recipe = nmstep.DecayingMask("2:8", dense_steps=2, interval=3)
@@ -52,7 +54,7 @@ def test_another_model_gets_its_own_entry(tmp_path: Any) -> None:
     state = SimpleNamespace(is_world_process_zero=False, log_history=[])
     for _ in range(2):
         model = net()
-        model.config = SimpleNamespace()  # type: ignore[assignment]
+        model.config = PretrainedConfig()
         optimizer = nmstep.AdamW(model.parameters())
         nmstep.sparsify(model, optimizer, nmstep.STE("2:4"))
         arguments: Any = SimpleNamespace(output_dir=tmp_path)

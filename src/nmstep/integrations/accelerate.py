@@ -1,7 +1,7 @@
 """Accelerate: a recipe attached before ``prepare``, as it has to be, and a folder that says what is in it.
 
 Nothing here imports Accelerate; it takes the user's own ``Accelerator``. Its ``save_state`` and ``load_state``
-keep the optimizer's state, and so all that belongs to a recipe.
+keep the optimizer's state, and so all that belongs to a recipe; under FSDP2 it needs :func:`load_state` to load.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nmstep.admission import check_arguments
 from nmstep.deploy.exporting import is_pretrained
 from nmstep.deploy.writing import without_aliases, write_tensors
 from nmstep.integrations.attached import check_sparsifier, unwrapped
+from nmstep.integrations.distributed import prepare_load
 from nmstep.integrations.marking import (
     mark_config,
     mark_folder,
@@ -33,7 +34,7 @@ from nmstep.sparsity_plan import SparsityPlan
 from nmstep.trace import TraceOptions
 from nmstep.verify import verify
 
-__all__ = ["prepare", "save"]
+__all__ = ["load_state", "prepare", "save"]
 
 
 def prepare(
@@ -68,6 +69,28 @@ def prepare(
         return (sparsify(prepared[0], unwrapped(prepared[1]), recipe, **settings), *prepared)
     sparsifier = sparsify(model, optimizer, recipe, **settings)
     return (sparsifier, *accelerator.prepare(model, optimizer, *others))
+
+
+def load_state(
+    accelerator: Any, model: nn.Module, optimizer: Any, folder: str | os.PathLike[str], **settings: Any
+) -> None:
+    """Loads what ``accelerator.save_state`` wrote, under FSDP2 too, where it loads only what has a place already.
+
+    Args:
+        accelerator: of Accelerate.
+        model: as :func:`prepare` returned it.
+        optimizer: likewise; no step has been taken.
+        folder: what ``save_state`` returned.
+        settings: of ``accelerator.load_state``.
+
+    Raises:
+        ValueError: the optimizer has no sparsifier, or the folder was not saved with one.
+        FileNotFoundError: there is no such folder.
+    """
+    if getattr(accelerator, "is_fsdp2", False):
+        parts = Path(folder) / "optimizer_0"
+        prepare_load(model, optimizer, parts if parts.is_dir() else Path(folder) / "optimizer.bin")
+    accelerator.load_state(os.fspath(folder), **settings)
 
 
 def save(accelerator: Any, model: Any, sparsifier: Sparsifier, folder: str | os.PathLike[str]) -> bool:

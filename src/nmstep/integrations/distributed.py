@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED
+from nmstep.integrations.attached import unwrapped
 from nmstep.integrations.checkpoint_metadata import stored_sizes
 from nmstep.sparsity_plan import unwrap
 
@@ -37,7 +40,8 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
     Args:
         model: the model, cut as it is to train.
         optimizer: its optimizer, after :func:`nmstep.sparsify` with the recipe that it was saved with.
-        checkpoint: the checkpoint's folder, or a ``StorageReader`` of torch.distributed.checkpoint.
+        checkpoint: the checkpoint's folder, or a ``StorageReader`` of torch.distributed.checkpoint; or a file with
+            the optimizer's whole state by names, such as Accelerate's ``optimizer.bin``.
 
     The checkpoint's ``.metadata`` is read without running what may be in it, and refused where it asks for more
     than torch writes there. Values that are no tensors are still unpickled, by ``dcp.load``: load what you trust.
@@ -45,21 +49,31 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
     Raises:
         ValueError: the optimizer has no sparsifier, or the checkpoint was not saved by one, or its ``.metadata`` is
             not as torch writes it.
+        FileNotFoundError: there is no such checkpoint.
         RuntimeError: the sparsifier has taken steps already.
     """
-    sparsifier = getattr(optimizer, ATTACHED, None)
+    sparsifier = getattr(unwrapped(optimizer), ATTACHED, None)
     if sparsifier is None:
-        raise ValueError(
-            f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first, and pass a wrapper's "
-            f"inner optimizer"
-        )
+        raise ValueError(f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first")
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
 
     def read() -> Callable[[Tensor, str], tuple[int, ...] | None]:
-        sizes = _of_states(stored_sizes(checkpoint))
+        sizes = _sizes(checkpoint)
         return lambda p, key: sizes.get(f"{names[p]}.{key}")
 
     sparsifier.saved.make_room(read)
+
+
+def _sizes(checkpoint: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the optimizer's states in a checkpoint by ``parameter.key``."""
+    if isinstance(checkpoint, (str, os.PathLike)) and Path(checkpoint).is_file():
+        states = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state"]
+        return {
+            f"{name}.{key}": tuple(value.shape) if isinstance(value, Tensor) else ()
+            for name, state in states.items()
+            for key, value in state.items()
+        }
+    return _of_states(stored_sizes(checkpoint))
 
 
 def _of_states(stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
