@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from nmstep.integrations.attached import find_sparsifier, sparsifier_of
-from nmstep.integrations.marking import on_all_ranks, plan_in_force
+from nmstep.integrations.marking import on_all_ranks, patterns_in_force, plan_in_force
 from nmstep.integrations.trackers import Feed, Tracker
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.packages import require
+from nmstep.patterns import NMPattern
 from nmstep.recipes import Recipe
 from nmstep.sparsify import Sparsifier, sparsify
 from nmstep.sparsity_plan import SparsityPlan
@@ -65,7 +66,7 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         self._settings: dict[str, Any] = {"on_nonfinite": on_nonfinite, "trace": trace}
         self._trackers = tuple(trackers)
         self._feed: Feed | None = None
-        self._in_force: SparsityPlan | None = None
+        self._in_force: list[NMPattern] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attaches the recipe; optimizers are there by now, and their saved state is not loaded yet.
@@ -93,7 +94,7 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         """Opens the trace, once a checkpoint's state is loaded."""
         del pl_module
         sparsifier = self._running()
-        self._in_force = self._plan()
+        self._in_force = patterns_in_force(sparsifier)
 
         def start() -> None:
             self._feed = Feed(sparsifier, self._trackers if trainer.is_global_zero else ())
@@ -105,8 +106,8 @@ class SparsityCallback(Callback):  # type: ignore[misc]
     ) -> None:
         """Notices the switch and patterns that tighten, and logs what was recorded since the last time."""
         del pl_module, args, kwargs
-        plan = self._plan()
-        tightened, self._in_force = plan != self._in_force, plan
+        patterns = patterns_in_force(self._running())
+        tightened, self._in_force = patterns != self._in_force, patterns
         if tightened:
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint):
@@ -156,7 +157,7 @@ class SparsityCallback(Callback):  # type: ignore[misc]
     def _plan(self) -> SparsityPlan | None:
         """Returns the patterns that the weights have now, or None where they have none."""
         sparsifier = self._running()
-        return plan_in_force(sparsifier) if sparsifier.phase == "sparse" and sparsifier.plan.sparse else None
+        return None if patterns_in_force(sparsifier) is None else plan_in_force(sparsifier)
 
     def _running(self) -> Sparsifier:
         assert self.sparsifier is not None

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nmstep.files import read_json, write_json
+from nmstep.patterns import NMPattern
 from nmstep.sparsify import Sparsifier
 from nmstep.sparsity_plan import SparsityPlan
 from nmstep.verify import NotSparseError, VerifyReport, verify
 from nmstep.verify.stored import NM_SPARSITY
 
-__all__ = ["mark_config", "mark_folder", "on_all_ranks", "plan_in_force", "unmark_folder"]
+__all__ = ["mark_config", "mark_folder", "on_all_ranks", "patterns_in_force", "plan_in_force"]
+__all__ += ["unmark_folder"]
 
 
 def on_all_ranks(sparsifier: Sparsifier, look: Callable[[], bool | None]) -> bool:
@@ -46,6 +48,13 @@ def plan_in_force(sparsifier: Sparsifier) -> SparsityPlan:
             for entry in sparsifier.plan.entries
         )
     )
+
+
+def patterns_in_force(sparsifier: Sparsifier) -> list[NMPattern] | None:
+    """Returns the patterns that the sparse weights have now, or None where they have none yet; quick to ask."""
+    if sparsifier.phase != "sparse" or not sparsifier.plan.sparse:
+        return None
+    return [sparsifier.pattern_of(entry) for entry in sparsifier.plan.sparse]
 
 
 def mark_folder(folder: Path, plan: SparsityPlan) -> VerifyReport:

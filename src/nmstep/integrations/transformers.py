@@ -18,6 +18,7 @@ from nmstep.integrations.marking import (
     mark_config,
     mark_folder,
     on_all_ranks,
+    patterns_in_force,
     plan_in_force,
     unmark_folder,
 )
@@ -174,7 +175,7 @@ class SparsityCallback(TrainerCallback):
             "optimizer that nmstep.sparsify has seen, None)",
         )
         # Masks from step 0 are told of after the first step.
-        self._in_force = self._patterns() if sparsifier.step > 0 else None
+        self._in_force = patterns_in_force(sparsifier) if sparsifier.step > 0 else None
         mark_config(kwargs.get("model"), self._plan())
 
         def start() -> None:
@@ -186,7 +187,8 @@ class SparsityCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notices the switch, and patterns that a schedule tightens."""
         del args, control
-        sparsifier, patterns = self._running(), self._patterns()
+        sparsifier = self._running()
+        patterns = patterns_in_force(sparsifier)
         if patterns == self._in_force:
             return
         if self._in_force is None:
@@ -269,14 +271,8 @@ class SparsityCallback(TrainerCallback):
 
     def _plan(self) -> SparsityPlan | None:
         """Returns the plan with the patterns that the weights have now, or None where they have none."""
-        return None if self._patterns() is None else plan_in_force(self._running())
-
-    def _patterns(self) -> list[NMPattern] | None:
-        """Returns these patterns alone, which takes no time at each step."""
         sparsifier = self._running()
-        if sparsifier.phase != "sparse" or not sparsifier.plan.sparse:
-            return None
-        return [sparsifier.pattern_of(entry) for entry in sparsifier.plan.sparse]
+        return None if patterns_in_force(sparsifier) is None else plan_in_force(sparsifier)
 
     def _verify_model(self, model: Any, plan: SparsityPlan | None) -> None:
         if plan is not None and model is not None:
