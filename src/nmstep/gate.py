@@ -30,6 +30,9 @@ class Gate:
         sparse: its sparse parameters.
         on_nonfinite: what to do about a NaN or infinite gradient.
         ranks: who trains the model together.
+
+    Attributes:
+        gradients: the look at them.
     """
 
     def __init__(
@@ -39,17 +42,17 @@ class Gate:
         self._sparse = sparse
         self._ranks = ranks
         self._starts = True
-        self._gradients = GradientCheck(
+        self.gradients = GradientCheck(
             optimizer, on_nonfinite, lambda: {id(p): entry.name for entry, p in sparse}, ranks
         )
 
     def settle(self) -> None:
         """Looks at what a GPU has still to tell of the gradients."""
-        self._gradients.settle()
+        self.gradients.settle()
 
     def start_anew(self) -> None:
         """Forgets what was on its way: another state was loaded."""
-        self._gradients.forget()
+        self.gradients.forget()
         self._starts = True
 
     def look(self, step: int, *, check: Callable[[], None], where: dict[str, str]) -> Call:
@@ -76,7 +79,7 @@ class Gate:
         def here() -> int:
             if is_idle(self._optimizer):
                 return Call.NONE
-            if not self._gradients.passes(step):
+            if not self.gradients.passes(step):
                 return Call.SKIPPED
             check()
             return Call.STEP
@@ -85,7 +88,7 @@ class Gate:
             self._starts  # models that were seeded unlike, and wrapped in DDP only then, differ here
             or (
                 self._sparse.is_sharded()
-                and (self._gradients.is_read_at_once() or is_at_rest(self._optimizer))
+                and (self.gradients.is_read_at_once() or is_at_rest(self._optimizer))
             )
         )
         call = Call(self._ranks.worst(here) if together else here())

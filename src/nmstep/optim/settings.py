@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
+__all__ = ["MASK", "PRUNED", "as_ours_", "check_attached", "refuse", "refuse_pairs"]
 
-__all__ = ["as_ours_", "refuse", "refuse_capture"]
+# What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
+PRUNED = "pruned"
+MASK = "mask"
 
 _UNSUPPORTED = {
-    "capturable": "leave it off: the frozen phase reads its step counter on the host",
     "differentiable": "leave it off: the step is not recorded by autograd",
+}
+_OF_ALL_GROUPS = {
+    "capturable": "give capturable to the optimizer: a graph holds all groups or none",
     "fused": "give fused to the optimizer: its kernels take all groups or none",
 }
 
 
-def refuse(settings: Mapping[str, Any]) -> None:
+def refuse(settings: Mapping[str, Any], *, of_a_group: bool) -> None:
     """Checks the settings of a group, or those that are of every group.
 
     Raises:
         ValueError: one is not supported there, or ``eps_root`` is negative.
     """
-    for flag, instead in _UNSUPPORTED.items():
+    for flag, instead in (_UNSUPPORTED | _OF_ALL_GROUPS if of_a_group else _UNSUPPORTED).items():
         if settings.get(flag):
             raise ValueError(f"nmstep.AdamW does not support {flag}=True; {instead}")
     if not settings.get("eps_root", 0.0) >= 0.0:
         raise ValueError(f"Invalid eps_root value: {settings['eps_root']}")
+
+
+def refuse_pairs(*, fused: bool | None, foreach: bool | None, amsgrad: bool, capturable: bool) -> None:
+    """Checks those settings that exclude each other.
+
+    Raises:
+        ValueError: two do.
+    """
+    if fused and foreach:
+        raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
+    if (fused or capturable) and amsgrad:
+        flag = "fused" if fused else "capturable"
+        raise ValueError(f"the kernels of {flag}=True do not know amsgrad=True: give one of them")
+    if capturable and fused is False:
+        raise ValueError("capturable=True needs the kernels that fused=False turns off: give one of them")
+
+
+def check_attached(states: Iterable[Mapping[str, Any]]) -> None:
+    """Checks that no state holds what a mask cut away, of an optimizer whose step no sparsifier encloses.
+
+    Raises:
+        RuntimeError: one does.
+    """
+    if any(PRUNED in state or MASK in state for state in states):
+        raise RuntimeError(
+            "this optimizer's state holds what an N:M mask cut away, but no sparsifier is attached, so a step "
+            "would fill the zeros again: call nmstep.sparsify(model, optimizer, recipe) first"
+        )
 
 
 def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -35,17 +67,4 @@ def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     group.setdefault("decoupled_weight_decay", defaults.get("decoupled_weight_decay", True))
     group.setdefault("eps_root", defaults.get("eps_root", 0.0))
     # How another AdamW stepped, which says nothing of how this one does.
-    group |= {"capturable": False, "differentiable": False, "fused": None}
-
-
-def refuse_capture() -> None:
-    """Checks that no CUDA graph is being captured: its replays would repeat one step's numbers and call no hook.
-
-    Raises:
-        RuntimeError: one is.
-    """
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "nmstep's optimizer steps cannot be captured in a CUDA graph: each computes its numbers on the host, "
-            "and may start masks; capture the forward and backward pass, and call optimizer.step() after the replay"
-        )
+    group |= {"capturable": defaults.get("capturable", False), "differentiable": False, "fused": None}
