@@ -29,22 +29,22 @@ def trained(recipe: nmstep.Recipe, *, captures: bool) -> tuple[nn.Module, nmstep
         optimizer.step()
 
     graph, replays, side = None, 0, torch.cuda.Stream()
-    for step in range(1, 31):
-        x.copy_(torch.randn(16, 64, generator=torch.Generator().manual_seed(step)))
-        lr.fill_(1e-2 * 0.97**step)
-        if graph is None:
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                iteration()
-            torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        for step in range(1, 31):
+            x.copy_(torch.randn(16, 64, generator=torch.Generator().manual_seed(step)))
+            lr.fill_(1e-2 * 0.97**step)
+            if graph is not None:
+                graph.replay()
+                replays += 1
+                graph = None if sparsifier.replayed() else graph
+                continue
+            iteration()
             if captures and sparsifier.ready_to_capture:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, stream=side):
                     iteration()
-        else:
-            graph.replay()
-            replays += 1
-            graph = None if sparsifier.replayed() else graph
+    torch.cuda.synchronize()
     return model, sparsifier, replays
 
 

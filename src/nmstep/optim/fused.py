@@ -207,7 +207,8 @@ class KernelStep:
                     written += [p, state["exp_avg"], state["exp_avg_sq"], None if cut is None else cut.pruned]
         if steps:
             torch._foreach_add_(steps, 1)
-        tables = self._tables if optimizer.defaults["capturable"] else None
+        there = bool(updates) and all(isinstance(update.step, Tensor) for _, update in updates)
+        tables = self._tables if there else None
         found = [
             (share, adam_step_(same, sums=self._wants_sums, tables=tables))
             for share, same in _by_share(updates)
@@ -216,7 +217,7 @@ class KernelStep:
         self._sums = _total(found) if self._wants_sums else None
         if tables is not None and late.is_capturing():
             tables.hold_room()
-        elif tables is not None and updates:
+        elif tables is not None:
             tables.make_room(updates[0][1].p.device)
             self._warm = warm
 
