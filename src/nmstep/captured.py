@@ -122,9 +122,8 @@ class CapturableMachine(StateMachine):
             )
         self.check_shows_own("replayed()")
         self._check_due(captured)
-        self.loss = (
-            self.loss.clone() if isinstance(self.loss, Tensor) else self.loss
-        )  # the next replay writes to it
+        if isinstance(self.loss, Tensor):
+            self.loss = self.loss.clone()  # the next replay may write to it
         wanted = self._wants_variance()
         self.step += 1
         self._record(self._ranks.sum(left[0].clone()) if captured.sums and wanted else None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from nmstep import kernels, late
+from nmstep import kernels, late, trace
 from nmstep.kernels import native
 from nmstep.optim import gradients
 
@@ -55,3 +55,4 @@ def away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads everything as late as from a GPU."""
     for module in (late, gradients):
         monkeypatch.setattr(module, "is_away", lambda _: True)
+    monkeypatch.setattr(trace, "_off_the_host_heap", lambda value: value)

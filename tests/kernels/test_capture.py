@@ -112,6 +112,7 @@ def test_two_graphs_of_a_phase_work_side_by_side(emulator: Emulator) -> None:
     assert rows(found[1]) == rows(found[0])
 
 
+@pytest.mark.usefixtures("away")
 def test_the_loss_of_a_replay_is_recorded(emulator: Emulator) -> None:
     training = Training(RECIPES["sr-ste"])
     training.run(2, emulator)

@@ -13,6 +13,7 @@ from torch import nn
 import nmstep
 from nmstep import AdamW, late, sparsify
 from nmstep.kernels import native
+from nmstep.optim.moments import count_
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -269,6 +270,14 @@ def test_a_state_of_another_adamw_is_counted_where_this_one_counts() -> None:
     p = nn.Parameter(torch.zeros(2))
     training.optimizer.add_param_group({"params": [p]})
     assert training.optimizer.param_groups[2]["capturable"]
+
+
+def test_steps_are_counted_where_they_are_asked_to_be() -> None:
+    state = {"step": torch.tensor(7.0, dtype=torch.float64)}
+    count_(state, torch.device("cpu"))
+    assert state["step"].dtype == torch.float64  # as it was saved
+    count_(state, torch.device("meta"))
+    assert (state["step"].device.type, state["step"].dtype) == ("meta", torch.float32)
 
 
 def test_tables_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
