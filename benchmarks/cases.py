@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from layers import step_alone
+from layers import captured, step_alone
 from methods import Method, torch_adamw
 from record import Row, row_of
 from settings import Settings
@@ -29,6 +29,7 @@ class Case:
         sparse: whether the weights are N:M while it is measured, which is checked.
         bar: what may not be exceeded, or None.
         calls: steps in each round; None for one, or a hundred short ones.
+        captured: whether a CUDA graph repeats the step.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     sparse: bool = False
     bar: float | None = None
     calls: int | None = None
+    captured: bool = False
 
 
 def measure_cases(
@@ -81,4 +83,6 @@ def _row(
 def _program(build: Callable[[], nn.Module], case: Case, settings: Settings) -> tuple[nn.Module, Step]:
     torch.manual_seed(0)
     model = build().to(settings.device)
-    return model, step_alone(model, case.method(model, case.pattern))
+    optimizer = case.method(model, case.pattern)
+    step = step_alone(model, optimizer)
+    return model, captured(step, optimizer) if case.captured else step

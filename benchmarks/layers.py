@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
+from nmstep.admission import ATTACHED
 from nmstep.timing import Step
 
 __all__ = ["LAYOUTS", "aliased", "linear", "step_alone", "weights_in", "written"]
@@ -90,6 +91,31 @@ def step_alone(model: nn.Module, optimizer: Optimizer) -> Step:
         optimizer.zero_grad()
 
     return forward_and_step
+
+
+def captured(step: Step, optimizer: Optimizer) -> Step:
+    """Returns what replays a step from a CUDA graph, and tells the sparsifier.
+
+    Args:
+        step: of :func:`step_alone`; taken at most thrice before it is captured.
+        optimizer: whose step; with ``capturable=True``, and a sparsifier whose masks start right away.
+    """
+    sparsifier = getattr(optimizer, ATTACHED)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+    torch.cuda.synchronize()
+
+    def replay() -> None:
+        graph.replay()
+        if sparsifier.replayed():
+            raise RuntimeError("the graph is of no use any more: the recipe went on")
+
+    return replay
 
 
 def _side(weights: float) -> int:

@@ -28,18 +28,21 @@ def torch_adamw(*, fused: bool | None = None, foreach: bool | None = None) -> Me
     return attach
 
 
-def nmstep_adamw(recipe: Callable[[str], Recipe], *, fused: bool = False, **options: Any) -> Method:
+def nmstep_adamw(
+    recipe: Callable[[str], Recipe], *, fused: bool = False, capturable: bool = False, **options: Any
+) -> Method:
     """Returns training with nmstep's AdamW and a sparsifier.
 
     Args:
         recipe: takes the pattern.
         fused: ask for the compiled kernels in the dense phase too, where they are.
+        capturable: so that a CUDA graph can hold the step.
         options: of :func:`nmstep.sparsify`.
     """
     wanted = True if fused and kernels.status().active != "torch" else None
 
     def attach(model: nn.Module, pattern: str) -> Optimizer:
-        optimizer = nmstep.AdamW(model.parameters(), lr=LR, fused=wanted)
+        optimizer = nmstep.AdamW(model.parameters(), lr=LR, fused=wanted, capturable=capturable)
         nmstep.sparsify(model, optimizer, recipe(pattern), **options)
         return optimizer
 

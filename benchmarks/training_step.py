@@ -67,13 +67,27 @@ OTHERS = (
     Case(name="ASP, 2:4", method=nmstep_adamw(nmstep.ASP, **BARE), sparse=True),
     Case(name="ASP, 2:4, as published", method=published.asp, sparse=True),
 )
+CAPTURED = tuple(
+    Case(
+        name=f"{name}, in a CUDA graph",
+        method=nmstep_adamw(recipe, capturable=True, **BARE),
+        sparse=sparse,
+        captured=True,
+    )
+    for name, recipe, sparse in (
+        ("dense, AutoSwitch", autoswitch, False),
+        ("frozen variance, 2:4", frozen, True),
+        ("SR-STE, 2:4", nmstep.SRSTE, True),
+    )
+)
 
 
 def measure(settings: Settings) -> Iterator[Row]:
     """Yields the rows: all methods on a Linear, the frozen phase on the other layouts and on the worst size."""
     weights = settings.weights(16_777_216, 20_000)
     for layout, make in LAYOUTS.items():
-        cases = (*DENSE, *FROZEN, *OTHERS) if layout == "Linear" else FROZEN
+        graphs = CAPTURED if settings.device.type == "cuda" else ()
+        cases = (*DENSE, *FROZEN, *OTHERS, *graphs) if layout == "Linear" else FROZEN
         yield from measure_cases(
             f"{layout}, {written(weights_in(make(weights)))}",
             partial(make, weights),

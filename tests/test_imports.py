@@ -22,6 +22,7 @@ ROOMS = [
     ["optim"],
     ["recipes"],
     ["gate", "machine", "admission"],
+    ["captured"],
     ["views"],
     ["saved", "sparsify"],
     ["verify"],

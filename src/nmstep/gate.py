@@ -32,6 +32,9 @@ class Gate:
         sparse: its sparse parameters.
         on_nonfinite: what to do about a NaN or infinite gradient.
         ranks: who trains the model together.
+
+    Attributes:
+        gradients: the look at them.
     """
 
     def __init__(
@@ -42,17 +45,17 @@ class Gate:
         self._ranks = ranks
         self._starts = True
         self._is_sharded = False  # known from the first step on: a wrapper may still replace the parameters
-        self._gradients = GradientCheck(
+        self.gradients = GradientCheck(
             optimizer, on_nonfinite, lambda: {id(p): entry.name for entry, p in sparse}, ranks
         )
 
     def settle(self) -> None:
         """Looks at what a GPU has still to tell of the gradients."""
-        self._gradients.settle()
+        self.gradients.settle()
 
     def start_anew(self) -> None:
         """Forgets what was on its way: another state was loaded."""
-        self._gradients.forget()
+        self.gradients.forget()
         self._starts = True
 
     def look(
@@ -83,7 +86,7 @@ class Gate:
         def here() -> Call:
             if is_idle(self._optimizer):
                 return Call.NONE
-            if not self._gradients.passes(step):
+            if not self.gradients.passes(step):
                 return Call.SKIPPED
             check()
             return Call.STEP
@@ -91,7 +94,7 @@ class Gate:
         together = self._ranks.size > 1 and (
             self._starts  # models that were seeded unlike, and wrapped in DDP only then, differ here
             or is_shared
-            or (self._is_sharded and (self._gradients.is_read_at_once() or is_at_rest(self._optimizer)))
+            or (self._is_sharded and (self.gradients.is_read_at_once() or is_at_rest(self._optimizer)))
         )
         call = Call(self._ranks.worst(here)) if together else self._alone(here)
         if call == Call.SKIPPED:

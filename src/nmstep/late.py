@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LATE_STEPS", "Late"]
+__all__ = ["LATE_STEPS", "Late", "is_away", "is_capturing"]
 
 #: Steps after which the host reads what a step on a GPU left. By then the GPU has long written it.
 LATE_STEPS = 4
@@ -78,3 +78,8 @@ class _Entry:
 def is_away(tensor: Tensor) -> bool:
     """Whether reading a tensor would make the host wait."""
     return tensor.device.type == "cuda"
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: what is launched now runs when the graph is replayed."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

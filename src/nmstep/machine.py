@@ -18,10 +18,9 @@ from nmstep.optim.adamw import AdamW
 from nmstep.optim.closure import run_closure
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.layer_stats import latent_masks, layer_stats
-from nmstep.optim.settings import refuse_capture
 from nmstep.optim.sparse_step import SparseStep
 from nmstep.optim.step_sums import StepSums
-from nmstep.optim.variance import coordinates, has_variance
+from nmstep.optim.variance import coordinates, has_variance, largest_beta2
 from nmstep.patterns import NMPattern
 from nmstep.ranks import Ranks
 from nmstep.recipes.recipe import Recipe
@@ -72,7 +71,9 @@ class StateMachine:
         self._options = options
         self._detector = None
         if recipe.switch is not None:
-            self._detector = recipe.switch.detector(beta2=_beta2(optimizer), total_steps=recipe.total_steps)
+            self._detector = recipe.switch.detector(
+                beta2=largest_beta2(optimizer), total_steps=recipe.total_steps
+            )
         threshold = None if self._detector is None else self._detector.threshold
         self.trace = Trace(d=coordinates(optimizer), threshold=threshold, block=options.block)
         geometric = options.geometric or getattr(recipe.switch, "mean", None) == "geometric"
@@ -148,7 +149,6 @@ class StateMachine:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the closure, looks at the gradients and opens the sparse step; a step pre-hook."""
-        refuse_capture()
         self.check_shows_own("optimizer.step()")
         if self.expects_load:
             raise RuntimeError(
@@ -165,9 +165,8 @@ class StateMachine:
         if self._taking:
             self._in_one_pass = self._prepare_one_pass()
             if self.phase == "sparse":
-                sampled = self._is_sample(self._options.layers_every)
                 self._sparse.open_(refine=self.recipe.refine, in_one_pass=self._in_one_pass)
-                if sampled and self.recipe.mask == "every_step":
+                if self._is_sample(self._options.layers_every) and self.recipe.mask == "every_step":
                     self._old_masks = latent_masks(self._sparse, self.pattern_of)
             if self._wants_variance() and not self._in_one_pass:
                 self._sums.before()
@@ -177,28 +176,22 @@ class StateMachine:
 
     def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Closes the sparse step, asks the switch and records; a step post-hook."""
-        del args, kwargs
+        del optimizer, args, kwargs
         if not self._taking:
             self.recover()
             return
         self._taking = False  # a subclass that calls super().step() comes by here once more
         torch.clear_autocast_cache()  # of a step inside autocast: the next forward pass is to see the new masks
-        sampled = self._is_sample(self._options.layers_every)
+        sampled, wanted = self._is_sample(self._options.layers_every), self._wants_variance()
         self.step += 1
-        sparse = self.phase == "sparse"
-        row: dict[str, float | Tensor] = {"step": self.step, "sparse": sparse, "loss": self.loss}
-        lr = optimizer.param_groups[0]["lr"]
-        row["lr"] = lr.detach().clone() if isinstance(lr, Tensor) else lr
-        if sparse:
+        if self.phase == "sparse":
             self._sparse.close_(self.pattern_of, left_over=self._left_over())
             if sampled:
                 names = [entry.name for entry, _ in self._sparse]
                 stats = layer_stats(self._sparse, self.pattern_of, self._old_masks, self._ranks)
                 self.trace.append_layers(self.step, names, stats)
             self._old_masks = None
-        self._observe(row)
-        self.trace.append(row)
-        self.loss = math.nan
+        self._record(self._sums.after() if wanted else None)
 
     def _prepare_one_pass(self) -> bool:
         """Hands the whole step over to the optimizer's kernels, where it has some that can do it."""
@@ -211,10 +204,10 @@ class StateMachine:
             cuts = self._sparse.cuts(partial(self.pattern_of, ahead=1), refine=self.recipe.refine)
             if not cuts:
                 return False
-        sums = self._wants_variance()
-        if not optimizer.has_own_step() or (sums and self._sums.geometric):
-            return False
-        return optimizer.kernels.offer(optimizer, cuts, sums=sums)
+        graphs = optimizer.defaults["capturable"]  # do the same in each step, and so sum up in all of them
+        sums = self._may_want_variance() if graphs else self._wants_variance()
+        takes = optimizer.has_own_step() and not (sums and self._sums.geometric)
+        return takes and optimizer.kernels.offer(optimizer, cuts, sums=sums)
 
     def _left_over(self) -> set[int] | None:
         kernels = self._optimizer.kernels if isinstance(self._optimizer, AdamW) else None
@@ -232,10 +225,18 @@ class StateMachine:
         self.skipped_steps += call == Call.SKIPPED
         return call == Call.STEP
 
-    def _observe(self, row: dict[str, float | Tensor]) -> None:
+    def _record(self, sums: Tensor | None) -> None:
+        """Adds the step that was taken, and its sums where they are wanted, to the trace; asks the switch."""
+        lr = self._optimizer.param_groups[0]["lr"]
+        lr = lr.detach().clone() if isinstance(lr, Tensor) else lr
+        row = {"step": self.step, "sparse": self.phase == "sparse", "loss": self.loss, "lr": lr}
+        self._observe(row, sums)
+        self.trace.append(row)
+        self.loss = math.nan
+
+    def _observe(self, row: dict[str, float | Tensor], sums: Tensor | None) -> None:
         """Adds the variance to the step's row, and asks the switch where it has still to decide."""
         detector = self._detector if self.phase == "dense" else None
-        sums = self._sums.after()
         if sums is not None:
             self.trace.d = coordinates(self._optimizer)
             row |= variance_row(sums, self.trace.d, self._sums.geometric)
@@ -278,11 +279,14 @@ class StateMachine:
             )
 
     def _wants_variance(self) -> bool:
-        if self.phase == "sparse" and self.recipe.freeze != "none":
-            return False  # a frozen variance does not move, and is scaled otherwise than the recorded one
-        return self._has_variance and (
+        return self._may_want_variance() and (
             self._switch_reads_variance() or self._is_sample(self._options.variance_every)
         )
+
+    def _may_want_variance(self) -> bool:
+        if self.phase == "sparse" and self.recipe.freeze != "none":
+            return False  # a frozen variance does not move, and is scaled otherwise than the recorded one
+        return self._has_variance and (self._switch_reads_variance() or self._options.variance_every > 0)
 
     def _is_sample(self, every: int) -> bool:
         return every > 0 and (self.step + 1) % every == 0
@@ -292,7 +296,3 @@ def target(entry: PlanEntry) -> NMPattern:
     """Returns the pattern that a sparse entry ends with."""
     assert entry.pattern is not None
     return entry.pattern
-
-
-def _beta2(optimizer: Optimizer) -> float:
-    return max((float(g["betas"][1]) for g in optimizer.param_groups if "betas" in g), default=0.999)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED, check_arguments, what_must_agree
-from nmstep.machine import Phase, StateMachine, target
+from nmstep.captured import CapturableMachine
+from nmstep.machine import Phase, target
 from nmstep.optim.adamw import AdamW
 from nmstep.optim.gradients import OnNonfinite
 from nmstep.optim.sparse_step import SparseStep
@@ -88,6 +89,8 @@ class Sparsifier(Views):
         ranks: who trains the model together; likewise.
     """
 
+    _machine: CapturableMachine
+
     def __init__(
         self,
         model: nn.Module,
@@ -108,7 +111,7 @@ class Sparsifier(Views):
             found = self.plan.resolve(model)
             self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
             self._sparse.check_shards(ranks.members)
-            self._machine = StateMachine(
+            self._machine = CapturableMachine(
                 optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace, ranks=ranks
             )
             self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine, ranks)
@@ -189,6 +192,28 @@ class Sparsifier(Views):
             )
         self._machine.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
+    @property
+    def ready_to_capture(self) -> bool:
+        """Whether the coming step can be captured in a CUDA graph, after an ordinary one of its kind.
+
+        Where it stays False, a capture that is tried all the same says why.
+        """
+        return self._machine.is_ready()
+
+    def replayed(self) -> bool:
+        """Notes that a CUDA graph has replayed a step, and returns whether the step must be captured anew.
+
+        To be called after each ``graph.replay()`` of a captured ``optimizer.step()``. It counts the step, records
+        it, and asks the switch; where that decides, the masks start here. A graph is of no use any more once the
+        masks have started, or a schedule's next pattern is due. No layers are sampled in replayed steps.
+
+        Raises:
+            RuntimeError: no step was captured; or the graph was captured before something changed that it cannot
+                see: the phase, a pattern, a setting, or the memory of a parameter or its state.
+            FloatingPointError: a gradient was NaN or infinite in a replay, some steps ago.
+        """
+        return self._machine.replayed()
+
     def finalize(self) -> None:
         """Forgets the pruned part and detaches: the model is plain and N:M, the optimizer ordinary.
 
@@ -211,6 +236,7 @@ class Sparsifier(Views):
             )
             split_all_(self._sparse, target)
         self._sparse.forget()
+        self._machine.let_go()
         if isinstance(self._optimizer, AdamW):
             self._optimizer.unfreeze_variance_()
             self._optimizer.kernels.prepare(own=False)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from nmstep import kernels
+from nmstep import kernels, late, trace
 from nmstep.kernels import native
+from nmstep.optim import gradients
+
+if TYPE_CHECKING:
+    from emulated_graph import Emulator
 
 USABLE = [name for name in kernels.status().usable if name not in ("torch", "triton")]
 
@@ -34,3 +39,20 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     native._load.cache_clear()
     yield torch.device("cpu")
     native._load.cache_clear()
+
+
+@pytest.fixture
+def emulator(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Plays CUDA graphs on the CPU, where Triton's interpreter plays the GPU."""
+    assert triton_device.type == "cpu"
+    from emulated_graph import Emulator  # loads Triton
+
+    return Emulator(monkeypatch)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads everything as late as from a GPU."""
+    for module in (late, gradients):
+        monkeypatch.setattr(module, "is_away", lambda _: True)
+    monkeypatch.setattr(trace, "_off_the_host_heap", lambda value: value)

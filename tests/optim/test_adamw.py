@@ -161,7 +161,11 @@ def test_frozen_state_survives_a_file_and_a_copy() -> None:
     ("arguments", "says"),
     [
         ({"fused": True, "foreach": True}, r"two kinds of step"),
-        ({"capturable": True}, "does not support capturable=True"),
+        ({"capturable": True, "amsgrad": True}, r"kernels of capturable=True do not know amsgrad=True"),
+        (
+            {"capturable": True, "fused": False},
+            r"capturable=True needs the kernels that fused=False turns off",
+        ),
         ({"differentiable": True}, "does not support differentiable=True"),
         ({"eps_root": -1.0}, "Invalid eps_root"),
         ({"lr": -1.0}, "Invalid learning rate"),

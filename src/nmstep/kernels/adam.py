@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nmstep.kernels.native import are_taken, engine_for, is_like, kernels, ordinary
 from nmstep.kernels.update import Update
+
+if TYPE_CHECKING:
+    from nmstep.kernels.gpu.tables import Tables
 
 __all__ = ["adam_step_", "foreseen_sums", "takes_gradient", "takes_state"]
 
@@ -43,7 +46,9 @@ def takes_state(p: Tensor, *states: Tensor, exp_avg_sq: Tensor | None = None, fr
     return frozen and is_like(exp_avg_sq, p, torch.bfloat16)
 
 
-def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | None:
+def adam_step_(
+    updates: Sequence[Update], *, sums: bool = False, tables: Tables | None = None
+) -> Tensor | None:
     """Takes one step of Adam on parameters that :func:`takes_state` and :func:`takes_gradient` accept.
 
     With a cut, the step is taken on the latent ``w = p + pruned``, whose new mask is chosen and which is split
@@ -53,6 +58,7 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
     Args:
         updates: one for each parameter.
         sums: return sums over the second moments.
+        tables: what a GPU's kernels read besides; of an optimizer whose steps are counted on the device.
 
     Returns:
         With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` over all coordinates in float64, on a parameter's
@@ -69,7 +75,7 @@ def adam_step_(updates: Sequence[Update], *, sums: bool = False) -> Tensor | Non
     if len(ours) < len(updates):
         from nmstep.kernels.gpu.adam import triton_step_  # loads Triton
 
-        found += triton_step_([u for u in updates if engine_for(u.p.device) == "triton"], sums)
+        found += triton_step_([u for u in updates if engine_for(u.p.device) == "triton"], sums, tables)
     torch.autograd.graph.increment_version([tensor for u in updates for tensor in u.written()])
     if not sums:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from nmstep.kernels.native import layout, same_order
 from nmstep.patterns import NMPattern
 
-__all__ = ["Cut", "Update"]
+__all__ = ["Cut", "Update", "moving"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Update:
         grad: its gradient, of the same shape and dtype.
         exp_avg: first moment, likewise; is updated.
         exp_avg_sq: second moment, likewise; is updated unless it is frozen.
-        step: this step's number, from 1.
+        step: this step's number, from 1; a tensor on the parameter's device where the optimizer is capturable.
         frozen_eps_root: the floor inside the root where ``exp_avg_sq`` holds the frozen v*, or None.
         cut: of a sparse parameter.
     """
@@ -53,7 +53,7 @@ class Update:
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    step: float
+    step: float | Tensor
     frozen_eps_root: float | None = None
     cut: Cut | None = None
 
@@ -94,21 +94,53 @@ class Update:
 
     def numbers(self) -> dict[str, float]:
         """Returns the numbers of the step as the kernels take them, computed in float64."""
-        group, frozen = self.group, self.frozen_eps_root is not None
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        lr, decay = float(group["lr"]), float(group["weight_decay"])
-        correction2 = 1 - beta2**self.step
+        beta1, beta2, decay = self.rates
+        lr = float(self.group["lr"])
+        return self.constants() | moving(lr, beta1, beta2, decay, float(self.step), root=math.sqrt)
+
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        """Both betas, and the weight decay that does not enter the gradient."""
+        beta1, beta2 = (float(beta) for beta in self.group["betas"])
+        return (
+            beta1,
+            beta2,
+            float(self.group["weight_decay"]) if self.group["decoupled_weight_decay"] else 0.0,
+        )
+
+    def constants(self) -> dict[str, float]:
+        """Returns those of the numbers that stay the same from step to step."""
+        beta1, beta2, _ = self.rates
+        frozen = self.frozen_eps_root
         return {
-            "sign": -1.0 if group["maximize"] else 1.0,
+            "sign": -1.0 if self.group["maximize"] else 1.0,
             "refine": self.refine,
             "coupled": self.coupled,
-            "decay": 1 - lr * decay if group["decoupled_weight_decay"] else 1.0,
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
-            "step_size": lr / (1 - beta1**self.step),
-            "eps": group["eps"],
-            "eps_root": self.frozen_eps_root if frozen else group["eps_root"],
-            "correction2": correction2,
-            "sqrt_correction2": math.sqrt(correction2),
+            "eps": self.group["eps"],
+            "eps_root": self.group["eps_root"] if frozen is None else frozen,
         }
+
+
+def moving(
+    lr: Any, beta1: Any, beta2: Any, decay: Any, step: Any, *, root: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Returns those of a step's numbers that differ from step to step.
+
+    Args:
+        lr: learning rate; like the others a float, or a tensor with one for each parameter.
+        beta1: decay rate of the first moment.
+        beta2: of the second moment.
+        decay: weight decay that does not enter the gradient.
+        step: the step's number, from 1.
+        root: returns a square root.
+    """
+    correction2 = 1 - beta2**step
+    return {
+        "decay": 1 - lr * decay,
+        "step_size": lr / (1 - beta1**step),
+        "correction2": correction2,
+        "sqrt_correction2": root(correction2),
+    }

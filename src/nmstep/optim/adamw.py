@@ -12,17 +12,15 @@ from torch._compile import (
     _disable_dynamo,
 )  # torch.compiler.disable would import all of the compiler right here
 
+from nmstep import late
+from nmstep.optim.captures import check_capture
 from nmstep.optim.floored import floored_step_, torch_step_
 from nmstep.optim.fused import FROZEN, KernelStep
-from nmstep.optim.moments import moment_dtype, restore_, widen_, widened
-from nmstep.optim.settings import as_ours_, refuse, refuse_capture
+from nmstep.optim.moments import count_, moment_dtype, restore_, steps_taken, widen_, widened
+from nmstep.optim.settings import MASK, PRUNED, as_ours_, check_attached, refuse, refuse_pairs
 from nmstep.shards import aligned, is_sharded, local, touch
 
 __all__ = ["FROZEN", "MASK", "PRUNED", "AdamW"]
-
-# What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
-PRUNED = "pruned"
-MASK = "mask"
 
 
 class AdamW(torch.optim.Adam):
@@ -40,7 +38,8 @@ class AdamW(torch.optim.Adam):
         amsgrad: use the largest second moment so far; cannot be frozen.
         maximize: ascend instead of descend.
         foreach: torch's multi-tensor step while the variance is updated; None lets torch choose.
-        capturable: not supported.
+        capturable: count steps on the parameters' device, and take every step by the kernels, so that it can be
+            captured in a CUDA graph; see :meth:`nmstep.Sparsifier.replayed`. ``lr`` may be a tensor there too.
         differentiable: not supported.
         fused: nmstep's kernels (see :func:`nmstep.kernels.status`). None uses them from the first step
             that torch does not have: with masks, a frozen variance, or a floor inside the root. True uses them
@@ -89,18 +88,15 @@ class AdamW(torch.optim.Adam):
         eps_root: float = 0.0,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        refuse({"capturable": capturable, "differentiable": differentiable, "eps_root": eps_root})
+        refuse({"differentiable": differentiable, "eps_root": eps_root}, of_a_group=False)
         if state_dtype not in (None, torch.float32):
             raise ValueError(
                 f"state_dtype={state_dtype}: expected torch.float32, or None for each parameter's"
             )
-        if fused and foreach:
-            raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
-        if fused and amsgrad:
-            raise ValueError("the kernels of fused=True do not know amsgrad=True: give one of them")
+        refuse_pairs(fused=fused, foreach=foreach, amsgrad=amsgrad, capturable=capturable)
         self._eps_root, self._state_dtype = eps_root, state_dtype
         #: What the kernels do of the coming step; for nmstep's own hooks.
-        self.kernels = KernelStep(fused)
+        self.kernels = KernelStep(fused, capturable=capturable)
         super().__init__(
             params,
             lr,
@@ -110,6 +106,7 @@ class AdamW(torch.optim.Adam):
             amsgrad,
             foreach=foreach,
             maximize=maximize,
+            capturable=capturable,
             decoupled_weight_decay=decoupled_weight_decay,
         )
         self.defaults |= {"eps_root": eps_root, "use_kernels": fused, "state_dtype": state_dtype}
@@ -120,10 +117,11 @@ class AdamW(torch.optim.Adam):
         Raises:
             ValueError: as of the class, or the group asks for what is of the whole optimizer.
         """
-        refuse(param_group)
+        refuse(param_group, of_a_group=True)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("eps_root", self._eps_root)
+        group["capturable"] = self.defaults["capturable"]
         for key in ("use_kernels", "state_dtype"):  # of the whole optimizer; torch copies its defaults
             group.pop(key, None)
         for index, p in enumerate(group["params"]):
@@ -145,10 +143,13 @@ class AdamW(torch.optim.Adam):
         self._eps_root = defaults.get("eps_root", 0.0)
         self._state_dtype = defaults.get("state_dtype")
         if not hasattr(self, "kernels"):  # a copy, of which torch keeps state and groups alone
-            self.kernels = KernelStep(defaults.get("use_kernels"))
-        for entry in self.state.values():
-            if "step" in entry:
-                entry["step"] = entry["step"].cpu()  # where another AdamW kept it on the device
+            self.kernels = KernelStep(
+                defaults.get("use_kernels"), capturable=defaults.get("capturable", False)
+            )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "step" in self.state.get(p, {}):  # where this one counts, not another AdamW
+                    count_(self.state[p], p.device if group["capturable"] else torch.device("cpu"))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the optimizer's state, as in torch; with ``state_dtype``, moments keep theirs."""
@@ -201,7 +202,7 @@ class AdamW(torch.optim.Adam):
                 if not state or FROZEN in state or (chosen is not None and id(p) not in chosen):
                     continue
                 if correct_bias:
-                    state["exp_avg_sq"].div_(1 - beta2 ** float(state["step"]))
+                    state["exp_avg_sq"].div_(1 - beta2 ** steps_taken(state, group))
                 state[FROZEN] = eps_root
         self.hold_frozen_in_(dtype)
 
@@ -232,7 +233,7 @@ class AdamW(torch.optim.Adam):
                 state = self.state.get(p, {})
                 if state.pop(FROZEN, None) is not None:
                     state["exp_avg_sq"] = state["exp_avg_sq"].to(moment_dtype(p, self._state_dtype))
-                    state["exp_avg_sq"].mul_(1 - beta2 ** float(state["step"]))
+                    state["exp_avg_sq"].mul_(1 - beta2 ** steps_taken(state, group))
 
     @_disable_dynamo  # a compiled loop calls it as it is: kernels and frozen variances are not to be traced
     @torch.no_grad()
@@ -240,14 +241,16 @@ class AdamW(torch.optim.Adam):
         """Performs one optimization step and returns what ``closure`` returned, if one was given.
 
         Raises:
-            RuntimeError: the state holds pruned parts and no sparsifier is attached, or a CUDA graph is captured.
+            RuntimeError: the state holds pruned parts and no sparsifier is attached, or a CUDA graph is captured
+                that cannot hold this step.
         """
-        refuse_capture()
+        if late.is_capturing():
+            check_capture(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_attached()
+        check_attached(self.state.values())
         if self.kernels.takes(self):
             self.kernels.step(self)
             return loss
@@ -273,13 +276,6 @@ class AdamW(torch.optim.Adam):
     def widens(self, p: Tensor) -> bool:
         """Whether the moments of ``p`` are held in another dtype than its own."""
         return moment_dtype(p, self._state_dtype) != p.dtype
-
-    def _check_attached(self) -> None:
-        if any(PRUNED in state or MASK in state for state in self.state.values()):
-            raise RuntimeError(
-                "this optimizer's state holds what an N:M mask cut away, but no sparsifier is attached, so a step "
-                "would fill the zeros again: call nmstep.sparsify(model, optimizer, recipe) first"
-            )
 
     def _gather(self, group: dict[str, Any]) -> Iterable[tuple[bool, list[list[Tensor]]]]:
         """Returns the columns (p, grad, m, v, v_max, step) that torch can step, and those that it cannot."""

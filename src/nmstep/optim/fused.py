@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nmstep import late
 from nmstep.kernels import Cut, Update, adam_step_, foreseen_sums, status, takes_gradient, takes_state
+from nmstep.kernels.gpu.tables import Tables
+from nmstep.kernels.native import engine_for
+from nmstep.patterns import NMPattern
 from nmstep.shards import aligned, copies, is_sharded, local, touch
 
 if TYPE_CHECKING:
@@ -27,17 +31,20 @@ class KernelStep:
 
     Args:
         fused: True for every step, None for those that torch does not have, False for none.
+        capturable: whether steps are counted on the device; then None is for every step, too.
 
     Raises:
         RuntimeError: ``fused`` is True and there are no kernels.
     """
 
-    def __init__(self, fused: bool | None) -> None:
+    def __init__(self, fused: bool | None, *, capturable: bool = False) -> None:
         if fused and status().active == status().on_gpu == "torch":
             raise RuntimeError(f"fused=True needs nmstep's kernels: {status().why}; leave fused unset")
-        self._fused = fused
+        self._fused = True if capturable else fused
         #: Processes that hold the model together: each sums up its own share.
         self.ranks = 1
+        self._tables = Tables()
+        self._warm: dict[int, object] = {}  # of what kind each parameter's part in the last step was
         self._taken: dict[int, object] = {}  # what is known of the parameters and states that were looked at
         self.prepare(own=False)
 
@@ -72,6 +79,8 @@ class KernelStep:
         if self._accepted and len(optimizer._optimizer_step_pre_hooks) == 1:
             return True  # nobody stood between the hook that offered the step and here
         taken = (self._accepted or self._is_wanted(optimizer)) and self._can(optimizer, self._cuts)
+        if not taken:
+            self._warm.clear()
         if self._accepted and not taken:
             raise RuntimeError(
                 "a parameter, a gradient or a state was changed between nmstep's hook and the optimizer's step, so "
@@ -133,6 +142,28 @@ class KernelStep:
         """Returns the ids of the parameters that were to be cut and had no gradient any more."""
         return set(self._cuts)
 
+    def why_not_captured(self, optimizer: AdamW) -> str | None:
+        """Returns why a graph cannot hold the coming step, as far as the kernels are concerned, or None."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        cuts = {key: (cut.pattern, cut.refine) for key, cut in self._cuts.items()}
+        if not self._can(optimizer, self._cuts):
+            return "the kernels do not take every tensor of it, and plain torch reads numbers on the host"
+        if held != set(self._warm) or not self.is_warm(optimizer, cuts, self._wants_sums):
+            return "the step before was not an ordinary one of the same kind; take one first"
+        return None
+
+    def is_warm(self, optimizer: AdamW, cuts: Mapping[int, tuple[NMPattern, float]], sums: bool) -> bool:
+        """Whether the last step was an ordinary one that the kernels took, and another is like it.
+
+        Args:
+            optimizer: whose steps.
+            cuts: pattern and λ of each sparse parameter in the other step, by id.
+            sums: whether it sums up.
+        """
+        params = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self._warm]
+        kinds = {id(p): _kind(optimizer.state.get(p, {}), cuts.get(id(p)), sums) for p in params}
+        return bool(self._warm) and kinds == self._warm
+
     def foresee(self, optimizer: AdamW) -> Tensor | None:
         """Returns what :meth:`take_sums` would of a step that these kernels do not take, before it is taken.
 
@@ -148,7 +179,7 @@ class KernelStep:
                 state = optimizer.state.get(p, {})
                 if "exp_avg_sq" not in state:
                     return None
-                update = _update(group, p, p.grad, state, float(state["step"]) + 1)
+                update = _update(group, p, p.grad, state, _number(group, p, state["step"]))
                 updates.append((copies(p, self.ranks), update))
         found = [(share, foreseen_sums(same)) for share, same in _by_share(updates)]
         return None if any(sums is None for _, sums in found) else _total(found)
@@ -158,21 +189,37 @@ class KernelStep:
         updates: list[tuple[float, Update]] = []
         steps: list[Tensor] = []
         written: list[Tensor | None] = []
+        warm: dict[int, object] = {}
+        self._warm.clear()
         for group in optimizer.param_groups:
             columns: list[list[Tensor]] = [[], [], [], [], [], []]
             optimizer._init_group(group, *columns)  # type: ignore[no-untyped-call]
             for p, grad, step in zip(columns[0], columns[1], columns[5], strict=True):
                 cut = self._cuts.pop(id(p), None)
                 state = optimizer.state[p]
-                updates.append((copies(p, self.ranks), _update(group, p, grad, state, float(step) + 1, cut)))
+                update = _update(group, p, grad, state, _number(group, p, step), cut)
+                updates.append((copies(p, self.ranks), update))
                 steps.append(step)
+                warm[id(p)] = _kind(
+                    state, None if cut is None else (cut.pattern, cut.refine), self._wants_sums
+                )
                 if is_sharded(p):
                     written += [p, state["exp_avg"], state["exp_avg_sq"], None if cut is None else cut.pruned]
         if steps:
             torch._foreach_add_(steps, 1)
-        found = [(share, adam_step_(same, sums=self._wants_sums)) for share, same in _by_share(updates)]
+        there = bool(updates) and all(isinstance(update.step, Tensor) for _, update in updates)
+        tables = self._tables if there else None
+        found = [
+            (share, adam_step_(same, sums=self._wants_sums, tables=tables))
+            for share, same in _by_share(updates)
+        ]
         touch(*written)
         self._sums = _total(found) if self._wants_sums else None
+        if tables is not None and late.is_capturing():
+            tables.hold_room()
+        elif tables is not None:
+            tables.make_room(updates[0][1].p.device)
+            self._warm = warm
 
 
 def _takes_gradient(p: Tensor, grad: Tensor) -> bool:
@@ -201,12 +248,27 @@ def _total(found: list[tuple[float, Tensor | None]]) -> Tensor:
     return total
 
 
+def _counts_there(group: Mapping[str, Any], p: Tensor) -> bool:
+    """Whether a parameter's steps are counted on its device, by the kernels that can read them there."""
+    return bool(group["capturable"]) and engine_for(local(p).device) == "triton"
+
+
+def _number(group: Mapping[str, Any], p: Tensor, step: Tensor) -> float | Tensor:
+    """Returns the coming step's number; where steps are counted on a device, the counter, which is raised first."""
+    return step if _counts_there(group, p) else float(step) + 1
+
+
+def _kind(state: Mapping[str, Any], cut: tuple[NMPattern, float] | None, sums: bool) -> object:
+    """Returns what a parameter's part in a step is compiled for, as far as it may change between steps."""
+    return (sums, FROZEN in state, cut)
+
+
 def _update(
     group: Mapping[str, Any],
     p: Tensor,
     grad: Tensor,
     state: Mapping[str, Any],
-    step: float,
+    step: float | Tensor,
     cut: Cut | None = None,
 ) -> Update:
     update = Update(

@@ -64,7 +64,11 @@ class GradientCheck:
 
     def is_read_at_once(self) -> bool:
         """Whether :meth:`passes` says of this step's gradients what is true of them, rather than later."""
-        return self._on_nonfinite == "skip" or (self._on_nonfinite == "raise" and not self._is_late())
+        return self.is_read_first() or (self._on_nonfinite == "raise" and not self._is_late())
+
+    def is_read_first(self) -> bool:
+        """Whether no step is taken before the host has read the gradients, wherever they lie."""
+        return self._on_nonfinite == "skip"
 
     def _is_late(self) -> bool:
         named = _named_gradients(self._optimizer, {})
@@ -84,12 +88,7 @@ class GradientCheck:
         named = _named_gradients(self._optimizer, self._names())
         gradients = [g for _, g in named]
         if self._on_nonfinite == "raise" and gradients and all(is_away(g) for g in gradients):
-            self._looked_at[step] = [name for name, _ in named]
-            # NaN, too, passes through this norm, which an empty part of a gradient does not have.
-            norms = torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in gradients], float("inf"))
-            finite = torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite()
-            self._late.put(step, self._ranks.least(finite.to(torch.int8)))
-            self._raise_late(self._late.due(step))
+            self.tell(step, [name for name, _ in named], _finite(gradients))
             return True
         bad = _nonfinite(named)
         if bad and self._on_nonfinite == "raise":
@@ -98,6 +97,28 @@ class GradientCheck:
                 f"learning rate, clip gradients, or leave such steps out with sparsify(..., on_nonfinite='skip')"
             )
         return not bad
+
+    def captured(self) -> tuple[list[str], Tensor] | None:
+        """Returns names of the gradients and whether each is finite, for :meth:`tell`, without a look at them."""
+        named = [] if self._on_nonfinite == "ignore" else _named_gradients(self._optimizer, self._names())
+        if not named:
+            return None
+        return [name for name, _ in named], _finite([g for _, g in named])
+
+    def tell(self, step: int, names: list[str], finite: Tensor) -> None:
+        """Sends to the host whether gradients were finite, and looks at what has arrived of earlier steps.
+
+        Args:
+            step: whose gradients.
+            names: theirs.
+            finite: a number for each, 1 or 0.
+
+        Raises:
+            FloatingPointError: one of an earlier step was not; of this one, where it lies on the CPU.
+        """
+        self._looked_at[step] = names
+        self._late.put(step, self._ranks.least(finite))
+        self._raise_late(self._late.due(step))
 
     def settle(self) -> None:
         """Looks at what was still on its way: before a checkpoint is written, and when no further step will come.
@@ -128,6 +149,13 @@ class GradientCheck:
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(map(repr, names[:5]))}{more}"
+
+
+def _finite(gradients: list[Tensor]) -> Tensor:
+    """Returns for each gradient 1 where all of it is finite, else 0, on their device."""
+    # NaN, too, passes through this norm, which an empty part of a gradient does not have.
+    norms = torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in gradients], float("inf"))
+    return torch.stack([n.to(norms[0].device).float() for n in norms]).isfinite().to(torch.int8)
 
 
 def _nonfinite(gradients: list[tuple[str, Tensor]]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Moments held wider than their parameters: fp32 for a bfloat16 or float16 weight."""
+"""The moments' own matters: held wider than their parameters, and where the steps that they are of are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from nmstep.optim.fused import FROZEN
 
-__all__ = ["moment_dtype", "restore_", "widen_", "widened"]
+__all__ = ["count_", "moment_dtype", "restore_", "steps_taken", "widen_", "widened"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -84,6 +84,17 @@ def restore_(optimizer: Optimizer, loaded: dict[str, Any], state_dtype: torch.dt
             value = saved.get(key)
             if isinstance(value, Tensor) and key in state and value.dtype == dtype != p.dtype:
                 state[key] = value.to(p.device, copy=True)
+
+
+def count_(state: dict[str, Any], device: torch.device) -> None:
+    """Moves a parameter's counter of steps to where they are counted, as fp32 if that is not the host."""
+    step: Tensor = state["step"]
+    state["step"] = step.cpu() if device.type == "cpu" else step.to(device, torch.float32)
+
+
+def steps_taken(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """Returns a parameter's steps so far: a number, or a float64 tensor where they are counted on a device."""
+    return state["step"].double() if group["capturable"] else float(state["step"])
 
 
 def _is_frozen(state: dict[str, Any], key: str) -> bool:

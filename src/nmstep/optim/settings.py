@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["as_ours_", "hyperparameters", "refuse", "refuse_capture"]
+__all__ = ["MASK", "PRUNED", "as_ours_", "check_attached", "hyperparameters", "refuse", "refuse_pairs"]
+
+# What a sparsifier keeps in a parameter's state between steps; see nmstep.optim.sparse_step.
+PRUNED = "pruned"
+MASK = "mask"
 
 _UNSUPPORTED = {
-    "capturable": "leave it off: the frozen phase reads its step counter on the host",
     "differentiable": "leave it off: the step is not recorded by autograd",
+}
+_OF_ALL_GROUPS = {
+    "capturable": "give capturable to the optimizer: a graph holds all groups or none",
     "fused": "give fused to the optimizer: its kernels take all groups or none",
 }
 
 
-def refuse(settings: Mapping[str, Any]) -> None:
+def refuse(settings: Mapping[str, Any], *, of_a_group: bool) -> None:
     """Checks the settings of a group, or those that are of every group.
 
     Raises:
         ValueError: one is not supported there, or ``eps_root`` is negative.
     """
-    for flag, instead in _UNSUPPORTED.items():
+    for flag, instead in (_UNSUPPORTED | _OF_ALL_GROUPS if of_a_group else _UNSUPPORTED).items():
         if settings.get(flag):
             raise ValueError(f"nmstep.AdamW does not support {flag}=True; {instead}")
     if not settings.get("eps_root", 0.0) >= 0.0:
         raise ValueError(f"Invalid eps_root value: {settings['eps_root']}")
+
+
+def refuse_pairs(*, fused: bool | None, foreach: bool | None, amsgrad: bool, capturable: bool) -> None:
+    """Checks those settings that exclude each other.
+
+    Raises:
+        ValueError: two do.
+    """
+    if fused and foreach:
+        raise ValueError("fused=True and foreach=True are two kinds of step: give one of them")
+    if (fused or capturable) and amsgrad:
+        flag = "fused" if fused else "capturable"
+        raise ValueError(f"the kernels of {flag}=True do not know amsgrad=True: give one of them")
+    if capturable and fused is False:
+        raise ValueError("capturable=True needs the kernels that fused=False turns off: give one of them")
+
+
+def check_attached(states: Iterable[Mapping[str, Any]]) -> None:
+    """Checks that no state holds what a mask cut away, of an optimizer whose step no sparsifier encloses.
+
+    Raises:
+        RuntimeError: one does.
+    """
+    if any(PRUNED in state or MASK in state for state in states):
+        raise RuntimeError(
+            "this optimizer's state holds what an N:M mask cut away, but no sparsifier is attached, so a step "
+            "would fill the zeros again: call nmstep.sparsify(model, optimizer, recipe) first"
+        )
 
 
 def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -37,13 +70,14 @@ def as_ours_(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     group.setdefault("decoupled_weight_decay", defaults.get("decoupled_weight_decay", True))
     group.setdefault("eps_root", defaults.get("eps_root", 0.0))
     # How another AdamW stepped, which says nothing of how this one does.
-    group |= {"capturable": False, "differentiable": False, "fused": None}
+    group |= {"capturable": defaults.get("capturable", False), "differentiable": False, "fused": None}
 
 
 def hyperparameters(optimizer: Optimizer) -> dict[str, str]:
     """Returns every number and flag in the groups of any torch optimizer, in words, by name.
 
     Example:
+        >>> import torch
         >>> weights = [torch.zeros(2, requires_grad=True)]
         >>> hyperparameters(torch.optim.SGD(weights, lr=0.1))["lr of group 0"]
         '0.1'
@@ -71,16 +105,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(_in_words, value))})"
     return repr(value.item() if _is_number(value) else value)
-
-
-def refuse_capture() -> None:
-    """Checks that no CUDA graph is being captured: its replays would repeat one step's numbers and call no hook.
-
-    Raises:
-        RuntimeError: one is.
-    """
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "nmstep's optimizer steps cannot be captured in a CUDA graph: each computes its numbers on the host, "
-            "and may start masks; capture the forward and backward pass, and call optimizer.step() after the replay"
-        )

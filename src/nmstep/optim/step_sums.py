@@ -47,10 +47,11 @@ class StepSums:
 
         Every rank gets the same numbers, to the bit, whatever kind of step each has taken.
         """
-        share = self._share()
+        share = self.share()
         return None if share is None else self._ranks.sum(share)
 
-    def _share(self) -> Tensor | None:
+    def share(self) -> Tensor | None:
+        """Returns this rank's share of :meth:`after`, for whoever sums up the ranks' later."""
         taken = self._foreseen
         if taken is None and isinstance(self._optimizer, AdamW):
             taken = self._optimizer.kernels.take_sums()

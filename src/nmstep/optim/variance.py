@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from nmstep.optim.adamw import FROZEN
 from nmstep.shards import aligned, copies, local
 
-__all__ = ["change_sums", "coordinates", "has_variance", "norm_sums"]
+__all__ = ["change_sums", "coordinates", "has_variance", "largest_beta2", "norm_sums"]
 
 
 def coordinates(optimizer: Optimizer) -> int:
@@ -23,6 +23,11 @@ def coordinates(optimizer: Optimizer) -> int:
 def has_variance(optimizer: Optimizer) -> bool:
     """Whether the optimizer is of the Adam family: it keeps ``exp_avg_sq`` by Adam's recursion."""
     return isinstance(optimizer, (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam))
+
+
+def largest_beta2(optimizer: Optimizer) -> float:
+    """Returns the largest β2 of the optimizer's groups; Adam's default where none has one."""
+    return max((float(g["betas"][1]) for g in optimizer.param_groups if "betas" in g), default=0.999)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Launching the Triton kernels: which parameters go together, and the tables that tell a launch where they lie.
 
-Nothing here makes the host wait for the device. Tables travel from pinned memory; one that is the same as before,
-as a model's in training mostly is, does not travel again.
+Nothing here makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nmstep.kernels.gpu import programs
+from nmstep.kernels.gpu.tables import Tables
 
-__all__ = ["NAMES", "Kind", "Lies", "Place", "kind_of", "mask", "split", "step_", "to_device"]
+__all__ = ["NAMES", "Kind", "Lies", "Place", "kind_of", "mask", "split", "step_"]
 
 _TILE = 2048  # values of one program
 _INT32 = 2**31 - 1
+_TABLES = Tables()  # of launches whose caller has none of its own
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -124,7 +124,13 @@ def split(weight: Tensor, pruned: Tensor, lies: Lies) -> None:
 
 
 def step_(
-    kind: Kind, places: Sequence[Place], numbers: Tensor, *, sums: bool, **constants: Any
+    kind: Kind,
+    places: Sequence[Place],
+    numbers: Tensor,
+    *,
+    sums: bool,
+    tables: Tables | None,
+    **constants: Any,
 ) -> Tensor | None:
     """Takes a step on parameters of one kind, in one launch.
 
@@ -133,48 +139,49 @@ def step_(
         places: each with its parameter, pruned part or None, gradient and both moments.
         numbers: float32 of shape (parameters, ``len(programs.NUMBERS)``), on the device.
         sums: return sums over the second moments.
+        tables: the optimizer's, or None.
         constants: SECOND, SPARSE, VARIANCE, REFINED, COUPLED of the kernel.
 
     Returns:
         With ``sums``, ``[Σ|v_t − v_{t−1}|, Σ v_t, Σ v_t²]`` in float64, on the device; else None.
     """
-    partial = torch.zeros(len(_blocks_of(kind, places)) if sums else 0, 3, device=numbers.device)
-    _launch(programs.adam_step, kind, places, numbers, partial, **constants, SUMS=sums)
+    tables = tables or _TABLES
+    blocks = _blocks_of(kind, places, tables)
+    partial = torch.zeros(len(blocks) if sums else 0, 3, device=numbers.device)
+    more = {**constants, "SUMS": sums}
+    _launch(programs.adam_step, kind, places, numbers, partial, tables=tables, blocks=blocks, **more)
     return partial.sum(0, dtype=torch.float64) if sums else None
 
 
-def _launch(program: Any, kind: Kind, places: Sequence[Place], *arguments: Tensor, **constants: Any) -> None:
-    blocks = _blocks_of(kind, places)
+def _launch(
+    program: Any,
+    kind: Kind,
+    places: Sequence[Place],
+    *arguments: Tensor,
+    tables: Tables = _TABLES,
+    blocks: Tensor | None = None,
+    **constants: Any,
+) -> None:
+    blocks = _blocks_of(kind, places, tables) if blocks is None else blocks
     if len(blocks):
         device = blocks.device
-        rows = _rows(device, tuple(place.row() for place in places))
+        rows = tuple(place.row() for place in places)
+        table = tables.get(device, ("rows", rows), lambda: torch.tensor(rows, dtype=torch.int64))
         # Triton launches on the current device, whatever its arguments lie on.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            program[(len(blocks),)](rows, blocks, *arguments, **kind.constants(), **constants)
+            program[(len(blocks),)](table, blocks, *arguments, **kind.constants(), **constants)
 
 
-def _blocks_of(kind: Kind, places: Sequence[Place]) -> Tensor:
+def _blocks_of(kind: Kind, places: Sequence[Place], tables: Tables) -> Tensor:
     device = places[0].tensors[0].device  # type: ignore[union-attr]
-    return _blocks(device, tuple(place.lies.groups for place in places), kind.groups)
+    groups = tuple(place.lies.groups for place in places)
+    return tables.get(device, ("blocks", groups, kind.groups), lambda: _blocks(groups, kind.groups))
 
 
-@lru_cache(maxsize=64)
-def _rows(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
-    return to_device(torch.tensor(rows, dtype=torch.int64), device)
-
-
-@lru_cache(maxsize=64)
-def _blocks(device: torch.device, groups: tuple[int, ...], in_block: int) -> Tensor:
+def _blocks(groups: tuple[int, ...], in_block: int) -> Tensor:
     """Returns (parameter, block of its groups) for each program of a launch."""
     counts = torch.tensor([-(-count // in_block) for count in groups])
     parameter = torch.repeat_interleave(torch.arange(len(groups)), counts)
     first = torch.cumsum(counts, 0) - counts
     block = torch.arange(len(parameter)) - first[parameter]
-    return to_device(torch.stack([parameter, block], 1).to(torch.int32), device)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Returns a CPU tensor's values on a device, without waiting for it."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return torch.stack([parameter, block], 1).to(torch.int32)
