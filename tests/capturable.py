@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Training:
         self.captures += 1
         return emulator.capture(self.iteration, self.written())
 
-    def run(self, steps: int, emulator: Emulator | None = None) -> Training:
+    def run(self, steps: int, emulator: Emulator | None = None, watch: Any = None) -> Training:
         graph = None
         for _ in range(steps):
             self.next_batch()
@@ -76,7 +77,8 @@ class Training:
                 self.replays += 1
                 if self.sparsifier is not None:
                     self.sparsifier.log_loss(self.loss)
-                    graph = None if self.sparsifier.replayed() else graph
+                    with watch or nullcontext():
+                        graph = None if self.sparsifier.replayed() else graph
         return self
 
     def tensors(self) -> dict[str, Tensor]:

@@ -98,6 +98,58 @@ class Graph(TorchDispatchMode):
                 again()
 
 
+class NoWaits(TorchDispatchMode):
+    """Inside, a host may read what :class:`nmstep.late.Late` brought to it or it made of numbers, and nothing else.
+
+    Args:
+        monkeypatch: of the test.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.reads = 0
+        self._here: dict[int, Tensor] = {}  # on the host, by address
+        put, tolist = late.Late.put, Tensor.tolist
+
+        def sent(queue: late.Late, step: int, values: Tensor) -> None:
+            with _disable_current_modes():
+                copy = values.detach().clone()
+            self._here[_address(copy)] = copy
+            put(queue, step, copy)
+
+        def read(tensor: Tensor) -> Any:
+            self._check([tensor], "tolist")
+            return tolist(tensor)
+
+        monkeypatch.setattr(late.Late, "put", sent)
+        monkeypatch.setattr(Tensor, "tolist", read)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+        if func._schema.name in _WAITS:
+            self._check(given, func)
+        found = func(*args, **(kwargs or {}))
+        if all(_address(t) in self._here for t in given):
+            self._here.update((_address(t), t) for t in tree_leaves(found) if isinstance(t, Tensor))
+        return found
+
+    def __enter__(self) -> NoWaits:
+        self._inside = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._inside = False
+        super().__exit__(*raised)
+
+    _inside = False
+
+    def _check(self, tensors: list[Tensor], what: object) -> None:
+        self.reads += self._inside
+        if self._inside and any(_address(t) not in self._here for t in tensors):
+            raise AssertionError(f"{what} makes the host wait for the device")
+
+
 class _Program:
     def __init__(self, emulator: Emulator, program: Any) -> None:
         self._emulator, self._program = emulator, program

@@ -17,15 +17,18 @@ if torch.cuda.is_available():
     pytest.skip("a graph is captured for real there: test_cuda_graph.py", allow_module_level=True)
 
 from capturable import RECIPES, Training, check_equal, rows
-from emulated_graph import Emulator, Graph
+from emulated_graph import Emulator, Graph, NoWaits
 from nmstep.kernels.gpu import adam as gpu_adam
 from nmstep.kernels.gpu.programs import NUMBERS
 
 
 @pytest.mark.usefixtures("away")
 @pytest.mark.parametrize("name", RECIPES)
-def test_replays_are_ordinary_steps(name: str, emulator: Emulator) -> None:
-    eager, replayed = Training(RECIPES[name]).run(16), Training(RECIPES[name]).run(16, emulator)
+def test_replays_are_ordinary_steps(name: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = Training(RECIPES[name]).run(16)
+    watch = NoWaits(monkeypatch)
+    replayed = Training(RECIPES[name]).run(16, emulator, watch)
+    assert watch.reads > 0
     check_equal(replayed, eager)
     mine, theirs = replayed.sparsifier, eager.sparsifier
     assert mine is not None
@@ -67,8 +70,11 @@ def test_a_number_that_is_baked_in_would_be_seen(emulator: Emulator, monkeypatch
     )
 
 
-def test_a_look_from_the_host_would_be_seen(emulator: Emulator) -> None:
+def test_a_look_from_the_host_would_be_seen(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(2)
+    for look in (lambda: float(x.sum()), lambda: bool((x > 0).all()), lambda: x.tolist()):
+        with NoWaits(monkeypatch), pytest.raises(AssertionError, match="wait for the device"):
+            look()
     with pytest.raises(AssertionError, match="makes the host wait"):
         emulator.capture(lambda: float(x.sum()), [])
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import nmstep
 from nmstep import AdamW
+from nmstep.kernels import status
 from nmstep.optim.adamw import FROZEN
 
 
@@ -205,3 +207,20 @@ def test_step_runs_the_closure_and_schedulers_work() -> None:
     assert isinstance(optimizer.step(closure), Tensor)
     scheduler.step()
     assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_capturable_on_a_cpu_is_a_step_by_the_kernels(lr: float | Tensor) -> None:
+    found = []
+    for arguments in ({"capturable": True}, {"fused": True if status().active != "torch" else None}):
+        net = model()
+        optimizer = AdamW(net.parameters(), lr=lr, **arguments)
+        sparsifier = nmstep.sparsify(net, optimizer, nmstep.STEP("2:4", switch=nmstep.SwitchAt(2)))
+        train(net, optimizer, 5)
+        assert not sparsifier.ready_to_capture  # there is no graph of a CPU's work
+        found.append((net, optimizer))
+    torch.testing.assert_close(found[0][0].state_dict(), found[1][0].state_dict(), rtol=1e-5, atol=1e-7)
+    states = [optimizer.state_dict()["state"] for _, optimizer in found]
+    for index, state in states[0].items():
+        for key in state.keys() - {"nmstep"}:
+            torch.testing.assert_close(state[key], states[1][index][key], rtol=1e-5, atol=1e-9)
