@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import nmstep
@@ -44,3 +45,18 @@ def test_wrappers_add_nothing_to_names() -> None:
     model = net()
     wrapped = nn.DataParallel(torch.compile(model, backend="eager"))
     assert nmstep.plan(wrapped, "2:4") == nmstep.plan(model, "2:4")
+
+
+def test_a_word_that_does_not_come_through_says_whose_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    ranks = Ranks(None)
+    ranks._devices = ["cpu"]
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    monkeypatch.setattr(dist, "all_gather_object", broken)
+    ranks.size = 2
+    for say in (lambda: ranks.sum(torch.ones(1)), lambda: ranks.agree(dict)):
+        with pytest.raises(RuntimeError, match="closed by peer") as raised:
+            say()
+        assert "every rank calls nmstep.sparsify" in raised.value.__notes__[0]

@@ -32,17 +32,24 @@ class Gate:
         sparse: its sparse parameters.
         on_nonfinite: what to do about a NaN or infinite gradient.
         ranks: who trains the model together.
+        check_held: raises where the model holds other parameters than the optimizer.
 
     Attributes:
         gradients: the look at them.
     """
 
     def __init__(
-        self, optimizer: Optimizer, sparse: SparseStep, on_nonfinite: OnNonfinite, ranks: Ranks
+        self,
+        optimizer: Optimizer,
+        sparse: SparseStep,
+        on_nonfinite: OnNonfinite,
+        ranks: Ranks,
+        check_held: Callable[[], None],
     ) -> None:
         self._optimizer = optimizer
         self._sparse = sparse
         self._ranks = ranks
+        self._check_held = check_held
         self._starts = True
         self._is_sharded = False  # known from the first step on: a wrapper may still replace the parameters
         self.gradients = GradientCheck(
@@ -81,6 +88,7 @@ class Gate:
         if self._is_left_out_by_a_scaler():
             return Call.NONE
         if not has_gradients(self._optimizer):
+            self._check_held()  # the gradients may be with parameters that took the place of these
             return Call.NONE
 
         def here() -> Call:
@@ -117,6 +125,7 @@ class Gate:
 
     def _start(self, where: Mapping[str, object]) -> dict[str, str]:
         # Again: a wrapper may have replaced the parameters since sparsify.
+        self._check_held()
         self._sparse.check_shards(self._ranks.members)
         return {name: str(value) for name, value in where.items()} | hyperparameters(self._optimizer)
 

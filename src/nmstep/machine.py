@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class StateMachine:
         on_nonfinite: what to do about a NaN or infinite gradient.
         options: how much is recorded.
         ranks: who trains the model together.
+        check_held: raises where the model holds other parameters than the optimizer.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StateMachine:
         on_nonfinite: OnNonfinite,
         options: TraceOptions,
         ranks: Ranks,
+        check_held: Callable[[], None],
     ) -> None:
         self.step = 0
         self.skipped_steps = 0
@@ -66,7 +68,7 @@ class StateMachine:
         self._ranks = ranks
         if isinstance(optimizer, AdamW):
             optimizer.kernels.ranks = ranks.size
-        self._gate = Gate(optimizer, sparse, on_nonfinite, ranks)
+        self._gate = Gate(optimizer, sparse, on_nonfinite, ranks, check_held)
         self._seen = Late()  # what the switch has still to observe
         self._options = options
         self._detector = None

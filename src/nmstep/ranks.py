@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -178,7 +179,8 @@ class Ranks:
 
     def _gather(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
+        with _explained():
+            dist.all_gather_object(found, value, group=self._group)
         return found
 
     def _reduced(self, values: Tensor, how: Any) -> Tensor:
@@ -186,15 +188,28 @@ class Ranks:
         total = values.detach().clone()
         if total.device.type not in known:
             total = total.to("cpu" if "cpu" in known else known[0])
-        dist.all_reduce(total, how, group=self._group)
+        with _explained():
+            dist.all_reduce(total, how, group=self._group)
         return total
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of torch.distributed, which names neither who called nor what for
+        error.add_note(
+            "This was nmstep's word with the other ranks. Either one of them has ended, or not all of them call "
+            "the same: every rank calls nmstep.sparsify, optimizer.step() and, of a cut model, nmstep.verify."
+        )
+        raise
 
 
 def _told(error: Exception | None) -> tuple[str, str] | None:
     """Returns what the other ranks are told of an error: its kind and its text."""
     if error is None:
         return None
-    kind = type(error)
-    return "OSError" if isinstance(error, OSError) and kind.__name__ not in _KINDS else kind.__name__, str(
-        error
-    )
+    kind = type(error).__name__
+    if isinstance(error, OSError) and kind not in _KINDS:
+        kind = "OSError"
+    return kind, str(error)

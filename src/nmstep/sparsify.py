@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from nmstep.plan import PlanEntry, SparsityPlan, plan
 from nmstep.ranks import ProcessGroup, Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.saved import SavedState
+from nmstep.shards import is_sharded
+from nmstep.sparsity_plan import unwrap
 from nmstep.trace import Trace, TraceOptions
 from nmstep.views import Views
 
@@ -111,8 +114,15 @@ class Sparsifier(Views):
             found = self.plan.resolve(model)
             self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
             self._sparse.check_shards(ranks.members)
+            self._check_held = partial(_check_held, model, self._sparse)
             self._machine = CapturableMachine(
-                optimizer, recipe, self._sparse, on_nonfinite=on_nonfinite, options=trace, ranks=ranks
+                optimizer,
+                recipe,
+                self._sparse,
+                on_nonfinite=on_nonfinite,
+                options=trace,
+                ranks=ranks,
+                check_held=self._check_held,
             )
             self.saved = SavedState(optimizer, recipe, self.plan, self._sparse, self._machine, ranks)
             goes_on = {"the step that the optimizer's state is of": repr(self.saved.look())}
@@ -220,10 +230,14 @@ class Sparsifier(Views):
         Where the masks have not started, or a schedule has not reached its last pattern, the final
         pattern is applied now, with a warning. Steps taken afterwards would fill the zeros again. A frozen
         variance goes on from where it was frozen, as Adam's. A second call does nothing.
+
+        Raises:
+            RuntimeError: the model holds other parameters than the optimizer.
         """
         if not self._handles:
             return
         self._machine.check_shows_own("finalize()")
+        self._check_held()
         self._machine.recover()
         self._machine.settle()
         reached = all(self._machine.pattern_of(entry) == entry.pattern for entry in self.plan.sparse)
@@ -246,6 +260,23 @@ class Sparsifier(Views):
         self._handles.clear()
         if hasattr(self._optimizer, ATTACHED):
             delattr(self._optimizer, ATTACHED)
+
+
+def _check_held(model: nn.Module, sparse: SparseStep) -> None:
+    """Raises RuntimeError where the model holds other parameters than the optimizer under the plan's names."""
+    held = dict(unwrap(model).named_parameters())
+    replaced = [
+        entry.name
+        for entry, p in sparse
+        # A layer of FSDP2 holds its gathered weight instead of its shard for a while.
+        if held.get(entry.name, p) is not p and (is_sharded(held[entry.name]) or not is_sharded(p))
+    ]
+    if replaced:
+        raise RuntimeError(
+            f"the model no longer holds the parameter of the optimizer as {', '.join(map(repr, replaced[:5]))}"
+            f"{' …' if len(replaced) > 5 else ''}, so that steps would not change it: was it cut or replaced after "
+            f"nmstep.sparsify, as by fully_shard? Do that first, then make the optimizer, then sparsify"
+        )
 
 
 def _plan(model: nn.Module, recipe: Recipe) -> SparsityPlan:

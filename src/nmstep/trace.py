@@ -66,8 +66,7 @@ class Trace:
         self.d = d
         self.threshold = threshold
         self.layers: list[dict[str, Any]] = []
-        #: Who is told when the trace is rewound.
-        self.readers: WeakSet[TraceReader] = WeakSet()
+        self._readers: WeakSet[TraceReader] = WeakSet()
         self._block = block
         self._columns = {name: array("d") for name in _COLUMNS}
         self._pending: list[dict[str, float | Tensor]] = []
@@ -119,8 +118,12 @@ class Trace:
         for column in self._columns.values():
             del column[kept:]
         del self.layers[bisect_right(self.layers, step, key=lambda layer: int(layer["step"])) :]
-        for reader in self.readers:
+        for reader in self._readers:
             reader.follow(self, step)
+
+    def tell(self, reader: TraceReader) -> None:
+        """Tells a reader from now on when the trace is rewound."""
+        self._readers.add(reader)
 
     def rows(self, start: int = 0) -> list[dict[str, Any]]:
         """Returns the recorded steps from the ``start``-th row on, missing values as None.
@@ -167,7 +170,7 @@ class TraceReader:
         trace.flush()
         self._trace, self._rows, self._layers = trace, len(trace), len(trace.layers)
         self._rewound: int | None = None
-        trace.readers.add(self)
+        trace.tell(self)
 
     def news(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Returns the rows of steps and of layers that were recorded since the last time."""

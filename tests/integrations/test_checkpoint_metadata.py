@@ -143,7 +143,7 @@ def test_prepare_load_refuses_before_it_changes_anything(tmp_path: Path) -> None
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no distributed checkpoint in"):
         stored_sizes(tmp_path)
 
 

@@ -94,13 +94,12 @@ def _train(command: commands.Train) -> int:
 
 def _trackers(kind: str | None, folder: Path) -> list[Tracker]:
     """Returns what ``--tracker`` names, writing into the run folder; nothing is made before the run begins."""
-    match kind:
-        case "tensorboard":
-            return [TensorBoard(folder / "tensorboard")]
-        case "jsonl":
-            return [JsonLines(folder / "nm_trace.jsonl")]
-        case _:
-            return []
+    found: list[Tracker] = []
+    if kind in ("tensorboard", "both"):
+        found.append(TensorBoard(folder / "tensorboard"))
+    if kind in ("jsonl", "both"):
+        found.append(JsonLines(folder / "nm_trace.jsonl"))
+    return found
 
 
 def _name(config: RunConfig) -> str:

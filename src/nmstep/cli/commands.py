@@ -94,14 +94,14 @@ class Train:
     Args:
         out: run folder; none for runs/ and a name made of task, recipe, pattern and seed.
         resume: go on with the run in the folder; its own configuration is taken unless one is given.
-        tracker: also write what is recorded to the run folder's tensorboard/, or to its nm_trace.jsonl; a
-            resumed run does so only if it is told again.
+        tracker: also write what is recorded to the run folder's tensorboard/, to its nm_trace.jsonl, or
+            to both; a resumed run does so only if it is told again.
         config: TOML or JSON file with any of the settings below; flags override it.
     """
 
     out: Path | None = None
     resume: bool = False
-    tracker: Literal["tensorboard", "jsonl"] | None = None
+    tracker: Literal["tensorboard", "jsonl", "both"] | None = None
     config: Path | None = None
     run: RunFlags
 

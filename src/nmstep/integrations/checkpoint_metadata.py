@@ -109,8 +109,14 @@ def stored_sizes(checkpoint: str | os.PathLike[str] | Any) -> dict[str, tuple[in
         found: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
         return {key: tuple(getattr(value, "size", ())) for key, value in found.items()}
     path = reader.fs.concat_path(reader.path, _FILE)
-    with reader.fs.create_stream(path, "rb") as file:
-        return _read(file, str(path))
+    try:
+        with reader.fs.create_stream(path, "rb") as file:
+            return _read(file, str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no distributed checkpoint in {str(reader.path)!r}: it has no {_FILE}; give the folder that dcp.save "
+            f"wrote to"
+        ) from None
 
 
 def _read(file: IO[bytes], path: str) -> dict[str, tuple[int, ...]]:
