@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -113,8 +114,16 @@ def _warn_left_dense(entries: tuple[PlanEntry, ...]) -> None:
         warnings.warn(
             f"{len(left)} layer(s) stay dense: {listed}. Exclude them to silence this, or pass "
             f"on_indivisible='pad' (or 'error') where M does not divide",
-            stacklevel=3,
+            stacklevel=_level_of_the_user(),
         )
+
+
+def _level_of_the_user() -> int:
+    """Returns the ``stacklevel`` of who called into nmstep, by :func:`plan` or by way of ``sparsify``."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "nmstep":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @dataclass
