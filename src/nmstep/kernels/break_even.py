@@ -32,9 +32,8 @@ def is_better_dense(tiling: Tiling, dtype: torch.dtype) -> bool:
     here = status()
     if _is_small(tiling) or here.active == here.on_gpu == "torch":
         return True
-    kept = (
-        tiling.pattern.density * LANES * tiling.tiles / tiling.rows
-    )  # with the rows that fill the last tile
+    # With the rows that fill the last tile.
+    kept = tiling.pattern.density * LANES * tiling.tiles / tiling.rows
     most = _MOST_KEPT.get(here.active, _MOST_KEPT["avx512"])
     if dtype is torch.bfloat16 and _multiplies_bf16():
         most = min(most, _MOST_KEPT_BF16)
