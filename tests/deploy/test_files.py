@@ -236,6 +236,12 @@ def test_what_does_not_agree_is_refused(path: Path, change: Callable[..., object
         nmstep.load_packed(path, on_meta())
 
 
+def test_a_name_of_nothing_is_not_exported(path: Path, tmp_path: Path) -> None:
+    rewritten(path, lambda _, d: d.update(aliases={"nine.bias": "zero"}))
+    with pytest.raises(ValueError, match="'zero' is named as a tensor of several names"):
+        nmstep.export_dense(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("scale", [-1.0, float("inf"), float("nan")])
 def test_damaged_scales_are_refused(packed: nn.Module, path: Path, scale: float) -> None:
     nmstep.save_packed(nmstep.pack(nmstep.unpack(packed), dtype=torch.int8), path)

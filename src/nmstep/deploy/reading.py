@@ -34,7 +34,8 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     """Returns ``model`` with the packed layers and the other weights of a file.
 
     Dense weights of layers that run packed are never in memory: make the model under ``torch.device("meta")``, and
-    it has none. Tensors are mapped from the file; dense ones are read when they are first used.
+    it has none. Tensors are mapped from the file; dense ones are read when they are first used. While the model is
+    there, replace the file by another, as :func:`save_packed` does, rather than write into it.
 
     Args:
         path: what :func:`save_packed` wrote, a file or the index of several.
