@@ -48,7 +48,11 @@ def test_every_package_that_is_required_has_an_extra() -> None:
         if isinstance(call.args[0], ast.Constant)
     }
     assert len(required) > 12
-    for package, *extra in required - {("torch",)}:
+    for package, *extra in required:
+        if (
+            package == "torch"
+        ):  # comes with nmstep itself, and its extra is that of a package which a part of it needs
+            continue
         assert SOLD_AS.get(package, package) in brought_by(extra[0] if extra else EXTRAS[package])
 
 

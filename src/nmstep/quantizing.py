@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dequantized", "in_steps", "quantized"]
+__all__ = ["dequantized", "from_steps", "in_steps", "quantized"]
 
 _MOST = 127
 
@@ -64,3 +64,13 @@ def in_steps(rows: Tensor, scales: Tensor) -> Tensor:
     steps = scales.flatten()[: len(rows), None]
     whole = (rows.float() / steps.where(steps > 0, 1)).round_()
     return whole.clamp_(-_MOST, _MOST).to(torch.int8)
+
+
+def from_steps(whole: Tensor, scales: Tensor) -> Tensor:
+    """Returns the float32 weight of which :func:`in_steps` gives these numbers of steps.
+
+    Args:
+        whole: int8, shape (outputs, inputs).
+        scales: shape (tiles, sixteen rows).
+    """
+    return whole.float() * scales.flatten()[: len(whole), None]

@@ -97,6 +97,12 @@ def test_what_has_no_plan_is_refused(trained: nn.Module, tmp_path: Path) -> None
         pack_file(tmp_path / "plain.safetensors", tmp_path / "packed.safetensors")
 
 
+def test_what_is_packed_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    pack_file(checkpoint, tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match=r"packed already: nmstep\.export_dense"):
+        pack_file(tmp_path / "p.safetensors", tmp_path / "q.safetensors")
+
+
 def test_what_is_not_sparse_is_refused(trained: nn.Module, checkpoint: Path) -> None:
     plan = json.dumps(nmstep.plan(trained, "1:4").to_dict())
     save_file(trained.state_dict(), checkpoint / "model.safetensors", {"nm_sparsity": plan})

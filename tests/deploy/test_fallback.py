@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,43 @@ def test_a_state_dict_is_loaded() -> None:
     del state["2.values"]
     with pytest.raises(RuntimeError, match=r"2\.values"):
         packed.load_state_dict(state)
+
+
+def test_a_state_dict_that_does_not_fit_leaves_a_weight_as_it_was() -> None:
+    held = nmstep.pack(small(), "2:4")
+    before = copy.deepcopy(held.state_dict())
+    for name in ("2.values", "2.indices"):
+        with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+            held.load_state_dict({**before, name: before[name][:, :3]})
+        assert torch.equal(nmstep.unpack(held)[2].weight, small()[2].weight)
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_int8_values_are_not_taken_for_numbers_nor_numbers_for_int8(fallback: bool) -> None:
+    plain = nmstep.pack(small(), "2:4", fallback=fallback)
+    whole = nmstep.pack(small(), "2:4", dtype=torch.int8, fallback=fallback)
+    x = torch.randn(2, 8, 4, 4)
+    with torch.no_grad():
+        for model, other in ((plain, whole), (whole, plain)):
+            before = model(x)
+            for strict in (True, False):
+                with pytest.raises(RuntimeError, match="int8 values count steps of their scales"):
+                    model.load_state_dict(other.state_dict(), strict=strict)
+            assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_int8_values_come_back_from_casts(tmp_path: Path, narrow: torch.dtype) -> None:
+    held, x = nmstep.pack(small(), "2:4", dtype=torch.int8), torch.randn(2, 8, 4, 4)
+    before = nmstep.unpack(held)
+    held.to(narrow)
+    nmstep.save_packed(held, tmp_path / "narrow.safetensors")
+    loaded = nmstep.load_packed(tmp_path / "narrow.safetensors", small())
+    with torch.no_grad():
+        assert torch.equal(loaded(x.to(narrow)), held(x.to(narrow)))
+    after = nmstep.unpack(held.float())
+    assert torch.equal(after[0].weight, before[0].weight)
+    assert torch.equal(after[2].weight, before[2].weight)
 
 
 def test_values_narrower_than_the_layer() -> None:
@@ -197,6 +236,19 @@ def test_a_weight_of_two_layers_stays_one_when_it_is_cast_or_moved(dtype: torch.
         assert empty[0].indices is empty[1].indices
         assert copy.deepcopy(packed)._apply(Cast())[0].dtype == torch.bfloat16
     assert not moving._made  # nothing outlives the functions
+
+
+def test_what_stays_as_it_is_does_not_outlive_its_layer() -> None:
+    layer = nmstep.pack(masked(nn.Linear(16, 16), "2:4"), "2:4", fallback=False)
+
+    def unchanged(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    layer._apply(unchanged)
+    values = weakref.ref(layer.values)
+    del layer
+    gc.collect()
+    assert values() is None
 
 
 def test_wrong_inputs_and_backward_are_the_same_errors() -> None:
@@ -467,6 +519,15 @@ def test_layers_that_share_a_weight_share_it_again(tmp_path: Path) -> None:
     nmstep.save_packed(nmstep.pack(model, "2:4"), tmp_path / "p.safetensors")
     again = nmstep.unpack(nmstep.load_packed(tmp_path / "p.safetensors", model))
     assert again[0].weight is again[1].weight
+
+
+def test_layers_that_share_a_bias_share_it_again() -> None:
+    model = masked(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), "2:4")
+    model[1].bias = model[0].bias
+    packed = nmstep.pack(model, "2:4")
+    for other in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), nmstep.unpack(packed)):
+        assert other[0].bias is other[1].bias
+    assert nmstep.unpack(packed)[0].bias.data_ptr() == model[0].bias.data_ptr()
 
 
 class Positions(nn.Module):

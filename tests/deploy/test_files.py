@@ -173,7 +173,7 @@ def rewritten(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, A
 
 
 CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str]] = [
-    ("version", lambda _, d: d.update(version=1), "version 1 is not known, expected 2"),
+    ("version", lambda _, d: d.update(version=1), "version 1 is not known, expected 2: pack"),
     ("no layers", lambda _, d: d.pop("layers"), "KeyError"),
     ("a list", lambda _, d: d.update(layers=[]), "AttributeError"),
     ("pattern", lambda _, d: d["layers"]["0"].update(pattern="4:2"), "impossible"),
@@ -213,7 +213,11 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str
         "running_var' is torch.int32",
     ),
     ("a buffer of a layer", lambda t, _: t.update({"0._dtype": torch.zeros(0)}), "does not have: '0._dtype'"),
-    ("alias", lambda _, d: d.update(aliases={"nine.bias": "zero"}), "'zero' as a tensor of several names"),
+    (
+        "alias",
+        lambda _, d: d.update(aliases={"nine.bias": "zero"}),
+        "'zero' is named as a tensor of several names",
+    ),
     ("alias number", lambda _, d: d.update(aliases={"0.bias": 3}), "aliases are not names"),
     ("an error below zero", lambda _, d: d["layers"]["0"].update(int8_error=-1.0), "no error of rounding"),
     ("an error in words", lambda _, d: d["layers"]["0"].update(int8_error="small"), "no error of rounding"),
@@ -229,6 +233,20 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], object], str
 def test_what_does_not_agree_is_refused(path: Path, change: Callable[..., object], match: str) -> None:
     rewritten(path, change)
     with pytest.raises(ValueError, match=match):
+        nmstep.load_packed(path, on_meta())
+
+
+def test_a_name_of_nothing_is_not_exported(path: Path, tmp_path: Path) -> None:
+    rewritten(path, lambda _, d: d.update(aliases={"nine.bias": "zero"}))
+    with pytest.raises(ValueError, match="'zero' is named as a tensor of several names"):
+        nmstep.export_dense(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("inf"), float("nan")])
+def test_damaged_scales_are_refused(packed: nn.Module, path: Path, scale: float) -> None:
+    nmstep.save_packed(nmstep.pack(nmstep.unpack(packed), dtype=torch.int8), path)
+    rewritten(path, lambda t, _: t["3.scales"].view(-1)[5].fill_(scale))
+    with pytest.raises(ValueError, match=r"damaged: a scale of '3' is negative, infinite or NaN"):
         nmstep.load_packed(path, on_meta())
 
 

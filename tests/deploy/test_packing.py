@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import nmstep
 from nmstep.deploy import PackedLinear, packed_layers
+from nmstep.deploy import layer as layer_module
 from nmstep.kernels.packed import PackedProduct
 
 PATTERNS = ["2:4", "1:4", "1:8", "2:8", "1:16"]
@@ -513,6 +514,22 @@ def test_compile_and_export() -> None:
         exported = torch.export.export(packed, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         longer = torch.randn(9, 32)
         assert torch.equal(exported.module()(longer), packed(longer))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("side", ["input", "bias"])
+def test_a_compiled_model_runs_where_gradients_are_recorded(
+    side: str, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_module, "is_better_dense", lambda *_: held)
+    packed = nmstep.pack(mlp()).requires_grad_(side == "bias")
+    x = torch.randn(4, 32, requires_grad=side == "input")
+    torch.compiler.reset()
+    y = torch.compile(packed, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(y, packed(x))
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        y.sum().backward()
 
 
 def test_the_operator_is_registered_as_torch_wants_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmstep.deploy.description import StoredLayer, describe, part_of
+from nmstep.deploy.description import StoredLayer, describe, is_packed, part_of
 from nmstep.deploy.last_tile import cut
 from nmstep.deploy.layer import Parts
 from nmstep.deploy.packing import check_dtype, packed_parts
@@ -67,13 +67,15 @@ def pack_file(
     Raises:
         NotSparseError: a weight is not N:M; the message names its first group that is not.
         FileNotFoundError: there is no such source.
-        ValueError: nothing says which weights are sparse, or the source cannot be read; or the path has another
-            ending.
+        ValueError: nothing says which weights are sparse; the source is packed, or cannot be read; or the path has
+            another ending.
         RuntimeError: what was written reads differently; a file that was there stays.
     """
     check_dtype(dtype)
     check_path(Path(path))
     stored = open_path(Path(source))
+    if is_packed(stored):
+        raise ValueError(f"{stored.label} is packed already: nmstep.export_dense(path, folder) unpacks it")
     promise = plan or stored.promise
     if not isinstance(promise, SparsityPlan):
         raise ValueError(

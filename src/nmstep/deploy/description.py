@@ -153,12 +153,14 @@ def described(stored: Stored) -> tuple[dict[str, StoredLayer], dict[str, str]]:
         description = json.loads(stored.metadata[PACKED])
         version, aliases = description["version"], description["aliases"]
         if type(version) is not int or version != _VERSION:
-            raise ValueError(f"version {version!r} is not known, expected {_VERSION}")
+            raise ValueError(f"version {version!r} is not known, expected {_VERSION}: pack the model again")
         if not all(isinstance(name, str) for name in aliases.values()):
             raise ValueError("aliases are not names")
-        for alias in aliases:
+        for alias, name in aliases.items():
             if alias in stored.tensors:
-                raise ValueError(f"{alias!r} is a tensor, and another name of {aliases[alias]!r} too")
+                raise ValueError(f"{alias!r} is a tensor, and another name of {name!r} too")
+            if name not in stored.tensors:
+                raise ValueError(f"{name!r} is named as a tensor of several names, and is not in the file")
         layers = {name: StoredLayer.from_dict(values) for name, values in description["layers"].items()}
         _check_shared(layers, aliases)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -14,7 +14,7 @@ from nmstep.kernels.one_way import one_way, wants_gradients
 from nmstep.kernels.packed import PackedProduct
 from nmstep.layout import reduction_dim
 from nmstep.patterns import NMPattern
-from nmstep.quantizing import dequantized, in_steps
+from nmstep.quantizing import dequantized, from_steps, in_steps
 from nmstep.tiles import Tiling, as_rows, from_rows, pack_rows, unpack_rows
 
 __all__ = ["PARTS", "PackedLayer", "Parts"]
@@ -233,18 +233,32 @@ class PackedLayer(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._held is not None:
-            destination.pop(
-                f"{prefix}scales", None
-            )  # to come after the others, as in a layer that is held packed
+            # To come after the others, as in a layer that is held packed.
+            destination.pop(f"{prefix}scales", None)
             own = zip(PARTS, self.parts[:3], strict=True)
             destination |= {f"{prefix}{part}": tensor for part, tensor in own if tensor is not None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        values = state_dict.get(f"{prefix}values")
+        if (
+            isinstance(values, Tensor)
+            and values.dtype.is_floating_point != self.values_dtype.is_floating_point
+        ):
+            *_, errors = arguments
+            errors.append(
+                f"{prefix}values are {values.dtype}, and the layer's {self.values_dtype}: int8 values "
+                f"count steps of their scales; pack the model with the dtype of what it is to load"
+            )
+            return
         was_dense = self._held is not None
         if was_dense:  # what is loaded is packed
-            parts = PARTS[:2] if self.scales is None else PARTS
-            is_whole = all(f"{prefix}{part}" in state_dict for part in parts)
-            self._hold_packed(self._empty_parts() if is_whole else self.parts)
+            empty = self._empty_parts()
+            # What does not fit is refused by torch, and the weight stays as it was.
+            is_whole = all(
+                own is None or getattr(state_dict.get(f"{prefix}{part}"), "shape", None) == own.shape
+                for part, own in zip(PARTS, empty[:3], strict=True)
+            )
+            self._hold_packed(empty if is_whole else self.parts)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         if was_dense:
             self._hold_dense()
@@ -252,8 +266,12 @@ class PackedLayer(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
         before = self._dtype.dtype
         super()._apply(once(fn, exact=self.scales), recurse)  # type: ignore[no-untyped-call]
-        if self._dtype.dtype is not before and self.scales is None:
-            self._packed_dtype = self._dtype.dtype
+        if self._dtype.dtype is not before:
+            if self.scales is None:
+                self._packed_dtype = self._dtype.dtype
+            elif self._held is not None:  # whole steps again, as the state dict says
+                rows = from_steps(in_steps(as_rows(self._held, self.dim), self.scales), self.scales)
+                self._held = from_rows(rows, self.shape, self.dim).to(self._dtype.dtype)
         self._product.forget()
         return self
 

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = ["once"]
 
-# What a function made of a tensor, as long as both are there: torch calls one function on all modules of a model.
+# What a function made of another tensor, as long as both are there: torch calls one function on all modules.
 _made: WeakKeyDictionary[Callable[[Tensor], Tensor], WeakIdKeyDictionary] = WeakKeyDictionary()
 
 
@@ -31,11 +31,13 @@ def once(fn: Callable[[Tensor], Tensor], *, exact: Tensor | None = None) -> Call
     def apply(tensor: Tensor) -> Tensor:
         if isinstance(tensor, nn.Parameter):
             return fn(tensor)
-        if tensor not in made:
-            result = fn(tensor)
-            keep = tensor is exact and result.dtype is not tensor.dtype
-            made[tensor] = tensor.to(result.device) if keep else result
-        found: Tensor = made[tensor]
+        found: Tensor | None = made.get(tensor)
+        if found is None:
+            found = fn(tensor)
+            if tensor is exact and found.dtype is not tensor.dtype:
+                found = tensor.to(found.device)
+            if found is not tensor:  # which would keep itself
+                made[tensor] = found
         return found
 
     return apply

@@ -178,7 +178,10 @@ def replaced(
     for name in names:
         module = model.get_submodule(name)
         if id(module) not in memo:
-            memo[id(module)] = make(name, module)
+            memo[id(module)] = made = make(name, module)
+            bias = module._parameters.get("bias")
+            if bias is not None:  # one parameter still, where layers share it
+                made._parameters["bias"] = memo[id(bias)]  # type: ignore[assignment]
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

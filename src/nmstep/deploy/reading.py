@@ -34,7 +34,8 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
     """Returns ``model`` with the packed layers and the other weights of a file.
 
     Dense weights of layers that run packed are never in memory: make the model under ``torch.device("meta")``, and
-    it has none. Tensors are mapped from the file; dense ones are read when they are first used.
+    it has none. Tensors are mapped from the file; dense ones are read when they are first used. While the model is
+    there, replace the file by another, as :func:`save_packed` does, rather than write into it.
 
     Args:
         path: what :func:`save_packed` wrote, a file or the index of several.
@@ -72,9 +73,7 @@ def load_packed(path: str | os.PathLike[str], model: nn.Module, *, fallback: boo
             tensors[part_of(name, "weight")] = from_rows(parts.rows(layer.tiling), layer.shape, layer.dim)
     packed_names = {part_of(name, part) for name, layer in layers.items() for part in layer.sizes}
     tensors |= {name: tensor.read() for name, tensor in stored.tensors.items() if name not in packed_names}
-    tensors |= {
-        alias: _lookup(stored, tensors, name) for alias, name in aliases.items() if alias not in packed_names
-    }
+    tensors |= {alias: tensors[name] for alias, name in aliases.items() if alias not in packed_names}
     owners: dict[int, set[int]] = {}  # the modules that have these values
     for name, parts in read.items():
         owners.setdefault(id(parts.values), set()).add(id(modules[name]))
@@ -127,6 +126,10 @@ def read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[s
     if read["values"].dtype not in dtypes or read["indices"].dtype != torch.int32 or not is_scaled:
         found = ", ".join(f"{part} {tensor.dtype}" for part, tensor in read.items())
         raise ValueError(f"{stored.label}: the tensors of {name!r} are {found}")
+    if "scales" in read and not bool(((read["scales"] >= 0) & read["scales"].isfinite()).all()):
+        raise ValueError(
+            f"{stored.label} is damaged: a scale of {name!r} is negative, infinite or NaN, expected a step"
+        )
     parts = layer.whole(read)
     wrong = misplaced(parts.indices, layer.tiling)
     if wrong is not None:
@@ -135,12 +138,6 @@ def read_layer(stored: Stored, name: str, layer: StoredLayer, aliases: Mapping[s
             f"weights are not {layer.pattern.n} ascending ones below {layer.pattern.m}"
         )
     return parts
-
-
-def _lookup(stored: Stored, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise ValueError(f"{stored.label} names {name!r} as a tensor of several names, and does not hold it")
-    return tensors[name]
 
 
 def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -162,10 +159,8 @@ def _load(stored: Stored, packed: nn.Module, tensors: dict[str, Tensor]) -> None
     ):
         if names:
             raise ValueError(f"{stored.label} {what}: {', '.join(map(repr, sorted(names)[:5]))}")
-    for (
-        name,
-        own,
-    ) in state.items():  # a number of another kind fails in the middle of a forward pass, or changes it
+    # A number of another kind fails in the middle of a forward pass, or changes it.
+    for name, own in state.items():
         if _kind(own) != _kind(tensors[name]):
             raise ValueError(
                 f"{stored.label} does not fit the model: {name!r} is {tensors[name].dtype}, expected {own.dtype}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["no_way_back", "one_way", "wants_gradients"]
+__all__ = ["no_way_back", "one_way", "refused", "wants_gradients"]
 
 
 def wants_gradients(x: Tensor, bias: Tensor | None) -> bool:
@@ -48,4 +48,28 @@ def _one_way(y: Tensor) -> Tensor:
 
 
 _one_way.register_fake(torch.empty_like)
-_one_way.register_autograd(no_way_back)
+
+
+@torch.library.custom_op("nmstep::refused", mutates_args=())
+def refused(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    """Raises as :func:`no_way_back`: an operator, since torch.compile traces backward passes that nobody may run.
+
+    Args:
+        gradient: of a result.
+        shape: of what the traced pass takes for the gradient of an input.
+    """
+    del gradient, shape
+    nothing: Tensor = no_way_back()
+    return nothing
+
+
+@refused.register_fake
+def _(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    return gradient.new_empty(shape)
+
+
+@_one_way.register_autograd
+def _(ctx: Any, gradient: Tensor) -> Tensor:
+    del ctx
+    traced: Tensor = refused(gradient, gradient.shape)
+    return traced
