@@ -20,7 +20,7 @@ def everything() -> dict[str, Any]:
         "masked": _pair(_masked),
         "latent": _pair(_latent),
         "finalized": _pair(_finalized),
-        "sparsified": _pair(lambda models, sparsifiers: _apart(models), first=True),
+        "sparsified": _pair(_sparsified, first=True),
     }
 
 
@@ -65,6 +65,11 @@ def _finalized(models: list[nn.Module], sparsifiers: list[Sparsifier]) -> tuple[
             sparsifier.finalize()
     assert nmstep.verify(models[0], "2:4").ok
     return (*before, *_apart(models))
+
+
+def _sparsified(models: list[nn.Module], sparsifiers: list[Sparsifier]) -> tuple[float, ...]:
+    assert [sparsifier.phase for sparsifier in sparsifiers] == ["sparse", "sparse"]
+    return _apart(models)
 
 
 def _step(models: list[nn.Module], optimizers: list[Any]) -> tuple[float, ...]:
