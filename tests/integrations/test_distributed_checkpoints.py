@@ -52,7 +52,7 @@ def test_a_frozen_first_parameter_does_not_keep_a_run_from_being_resumed(tmp_pat
         plan = nmstep.plan(model, "2:4", exclude=["0"])
         return model, optimizer, nmstep.sparsify(model, optimizer, nmstep.SRSTE(plan))
 
-    model, optimizer, sparsifier = made()
+    model, optimizer, _ = made()
     tiny.steps(model, optimizer, 3)
     weights, state = get_state_dict(model, optimizer, options=moved.FORMS[form])
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)

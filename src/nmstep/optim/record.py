@@ -1,7 +1,8 @@
 """The method's own state inside an optimizer's state dict.
 
 The record is JSON, carried as the bytes of a uint8 tensor in the state of the optimizer's first
-parameter that trains (torch.distributed.checkpoint loads no state of others). That form survives ``torch.load(weights_only=True)`` and the cast of state to the parameter's
+parameter that trains: torch.distributed.checkpoint loads no state of others. That form survives
+``torch.load(weights_only=True)`` and the cast of state to the parameter's
 dtype. (Distributed checkpoints keep nothing but per-parameter tensors and numbers, so they save it too; but
 they load into tensors that are there already, and of one size, which a fresh optimizer does not have.)
 """
