@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import moved
 import ranked
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,14 @@ import nmstep
 from nmstep import STEP, AdamW, Sparsifier, SwitchAt, sparsify
 
 
-def everything() -> dict[str, Any]:
+def everything(folder: Path) -> dict[str, Any]:
     """Returns by how much a model that is cut is off one that is whole, in each case."""
     return {
         "masked": _pair(_masked),
         "latent": _pair(_latent),
         "finalized": _pair(_finalized),
         "sparsified": _pair(_sparsified, first=True),
+        "resumed": _resumed(folder),
     }
 
 
@@ -69,6 +72,21 @@ def _finalized(models: list[nn.Module], sparsifiers: list[Sparsifier]) -> tuple[
 
 def _sparsified(models: list[nn.Module], sparsifiers: list[Sparsifier]) -> tuple[float, ...]:
     assert [sparsifier.phase for sparsifier in sparsifiers] == ["sparse", "sparse"]
+    return _apart(models)
+
+
+def _resumed(folder: Path) -> tuple[float, ...]:
+    """Not a step of nmstep's, but of who loads: the model is evaluated before the checkpoint is."""
+    made = [
+        (model, AdamW(model.parameters())) for model in (ranked.fsdp(ranked.net()), ranked.fsdp(ranked.net()))
+    ]
+    for model, optimizer in made:
+        sparsify(model, optimizer, nmstep.SRSTE("2:4"))
+    models = [model for model, _ in made]
+    _step(models[:1] * 2, [made[0][1]] * 2)
+    moved.save(folder, "nested", *made[0], later=False)
+    _apart(models)
+    moved.load(folder, "nested", *made[1])
     return _apart(models)
 
 

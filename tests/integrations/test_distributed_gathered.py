@@ -8,11 +8,11 @@ from launch import launched, results
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, tuple[float, ...]]]:
-    return results(launched(2, gathered.everything))
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[float, ...]]]:
+    return results(launched(2, gathered.everything, tmp_path_factory.mktemp("saved")))
 
 
-@pytest.mark.parametrize("case", ["masked", "latent", "finalized", "sparsified"])
+@pytest.mark.parametrize("case", ["masked", "latent", "finalized", "sparsified", "resumed"])
 def test_an_evaluation_sees_the_weights_that_are_there(
     found: list[dict[str, tuple[float, ...]]], case: str
 ) -> None:

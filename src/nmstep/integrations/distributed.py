@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from nmstep.admission import ATTACHED
 from nmstep.integrations.attached import unwrapped
 from nmstep.integrations.checkpoint_metadata import stored_sizes
+from nmstep.shards import reshard
 from nmstep.sparsity_plan import unwrap
 from nmstep.verify.files import load_pickle
 
@@ -55,6 +56,7 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
     sparsifier = getattr(unwrapped(optimizer), ATTACHED, None)
     if sparsifier is None:
         raise ValueError(f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first")
+    reshard(model)  # the optimizer holds the shards, not what an evaluation has gathered
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
 
     def read() -> Callable[[Tensor, str], tuple[int, ...] | None]:
