@@ -34,7 +34,7 @@ class Net(test_lightning.Net):
         return test_lightning.DataLoader(test_lightning.data(), batch_size=8)
 
 
-def fit(folder: Path, *callbacks: Any, epochs: int = 2) -> Net:
+def fit(folder: Path, *callbacks: Any, epochs: int = 2, resume: str | None = None) -> Net:
     module = Net()
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -45,7 +45,7 @@ def fit(folder: Path, *callbacks: Any, epochs: int = 2) -> Net:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(module)
+    trainer.fit(module, ckpt_path=resume)
     return module
 
 
@@ -91,3 +91,14 @@ def test_averages_of_a_mask_that_stays_are_sparse(tmp_path: Path) -> None:
     )
     assert integrated.most_kept(module.net[0].weight) == 2
     assert nmstep.verify(tmp_path / "last.ckpt").ok
+
+
+def test_a_resume_that_loses_the_recipe_is_told(tmp_path: Path) -> None:
+    fit(tmp_path, ModelCheckpoint(tmp_path, save_last=True), epochs=1)
+    with pytest.warns(UserWarning, match="goes on from step 8, but .* STEP begins anew and counts from 0"):
+        fit(
+            tmp_path,
+            SparsityCallback(test_lightning.step_recipe()),
+            ModelCheckpoint(tmp_path),
+            resume=str(tmp_path / "last.ckpt"),
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from nmstep.integrations.attached import find_sparsifier, sparsifier_of
+from nmstep.integrations.attached import find_sparsifier, sparsifier_of, warn_of_lost_state
 from nmstep.integrations.marking import on_all_ranks, patterns_in_force, plan_in_force
 from nmstep.integrations.trackers import Feed, Tracker
 from nmstep.optim.gradients import OnNonfinite
@@ -110,6 +110,8 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         """Opens the trace, once a checkpoint's state is loaded."""
         del pl_module
         sparsifier = self._running()
+        if trainer.ckpt_path is not None:  # a second fit of one trainer goes on with a new optimizer
+            warn_of_lost_state(sparsifier, resumed_at=trainer.global_step)
         self._in_force = patterns_in_force(sparsifier)
 
         def start() -> None:
