@@ -76,14 +76,14 @@ def _sparsified(models: list[nn.Module], sparsifiers: list[Sparsifier]) -> tuple
 
 
 def _resumed(folder: Path) -> tuple[float, ...]:
-    """Not a step of nmstep's, but of who loads: the model is evaluated before the checkpoint is."""
+    """A model is evaluated before a checkpoint of another is loaded into it."""
     made = [
         (model, AdamW(model.parameters())) for model in (ranked.fsdp(ranked.net()), ranked.fsdp(ranked.net()))
     ]
     for model, optimizer in made:
         sparsify(model, optimizer, nmstep.SRSTE("2:4"))
     models = [model for model, _ in made]
-    _step(models[:1] * 2, [made[0][1]] * 2)
+    _step(models[:1] * 2, [made[0][1]] * 2)  # the first alone
     moved.save(folder, "nested", *made[0], later=False)
     _apart(models)
     moved.load(folder, "nested", *made[1])
