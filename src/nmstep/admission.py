@@ -67,6 +67,11 @@ def check_arguments(model: nn.Module, optimizer: Optimizer, recipe: Recipe, on_n
             "FullyShardedDataParallel cuts flattened parameters, of which no group of M can be told: use its "
             "successor, torch.distributed.fsdp.fully_shard"
         )
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        raise ValueError(
+            "ZeroRedundancyOptimizer saves the state of an optimizer inside it, without what masks cut away, so no "
+            "run could be resumed: shard the state with torch.distributed.fsdp.fully_shard"
+        )
     if hasattr(optimizer, ATTACHED):
         raise ValueError(
             f"this {kind} has a sparsifier already ({getattr(optimizer, ATTACHED).recipe.name}); call its "

@@ -62,9 +62,9 @@ class SavedState:
 
     def save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """A state-dict post-hook."""
-        del optimizer
         if not self._machine.expects_load:  # else there is a place for another record already
-            record.insert(state_dict, self._record())
+            trains = [p.requires_grad for group in optimizer.param_groups for p in group["params"]]
+            record.insert(state_dict, self._record(), trains.index(True) if any(trains) else 0)
 
     def before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """A load pre-hook, which is given a shallow copy."""

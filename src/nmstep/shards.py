@@ -21,6 +21,7 @@ __all__ = [
     "is_sharded",
     "local",
     "placed_like",
+    "reshard",
     "touch",
 ]
 
@@ -49,6 +50,19 @@ def touch(*tensors: Tensor | None) -> None:
     written = [tensor for tensor in tensors if tensor is not None and is_sharded(tensor)]
     if written:
         torch.autograd.graph.increment_version(written)
+
+
+def reshard(model: nn.Module) -> None:
+    """Makes FSDP2 gather its parameters anew before the next forward pass, for whoever has written to the shards.
+
+    It leaves the root's gathered after a forward pass that no backward pass follows; such copies see no write.
+    """
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is None:
+        return
+    for layer in model.modules():
+        if isinstance(layer, module.FSDPModule):
+            layer.reshard()
 
 
 def aligned(tensor: Tensor, p: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from nmstep.plan import PlanEntry, SparsityPlan, plan
 from nmstep.ranks import ProcessGroup, Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.saved import SavedState
-from nmstep.shards import is_sharded
+from nmstep.shards import is_sharded, reshard
 from nmstep.sparsity_plan import unwrap
 from nmstep.trace import Trace, TraceOptions
 from nmstep.views import Views
@@ -106,10 +106,11 @@ class Sparsifier(Views):
     ) -> None:
         self.recipe = recipe
         self.ranks = ranks
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
 
         def prepare() -> dict[str, str]:
             check_arguments(model, optimizer, recipe, on_nonfinite)
+            reshard(model)  # the optimizer holds the shards, not what an evaluation has gathered
             self.plan = _plan(model, recipe)
             found = self.plan.resolve(model)
             self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
@@ -249,6 +250,7 @@ class Sparsifier(Views):
                 stacklevel=2,
             )
             split_all_(self._sparse, target)
+            self._forget_copies()
         self._sparse.forget()
         self._machine.let_go()
         if isinstance(self._optimizer, AdamW):

@@ -14,6 +14,7 @@ from nmstep.kernels import split_
 from nmstep.machine import StateMachine, target
 from nmstep.optim.sparse_step import PRUNED, SparseStep
 from nmstep.optim.splitting import put_back_, split_all_
+from nmstep.shards import reshard
 from nmstep.sparsity_plan import SparsityPlan
 
 __all__ = ["Views"]
@@ -23,6 +24,7 @@ class Views:
     """What a :class:`nmstep.Sparsifier` can show in the model besides the weights that run."""
 
     plan: SparsityPlan
+    _model: nn.Module
     _machine: StateMachine
     _sparse: SparseStep
 
@@ -119,4 +121,9 @@ class Views:
 
     def _show(self, what: str | None) -> None:
         self._machine.shows = what
-        torch.clear_autocast_cache()  # which holds casts of the weights that were there before
+        self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        """Drops the copies of weights that others made before nmstep wrote to them."""
+        torch.clear_autocast_cache()
+        reshard(self._model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,19 @@ def written_between() -> tuple[str, float]:
     return told(go_on), time.monotonic() - start
 
 
+def zero_redundancy() -> str:
+    """Its own state dict has no place for what masks cut away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's module compiles something in a way that torch advises against
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = ranked.ddp(ranked.net())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam)
+    return told(lambda: sparsify(model, optimizer, nmstep.SRSTE("2:4")))
+
+
 CASES: tuple[Callable[[], Any], ...] = (
     other_rate,
     other_settings,
@@ -269,4 +283,5 @@ CASES: tuple[Callable[[], Any], ...] = (
     nonfinite_ignored,
     left_out_by_a_scaler,
     written_before_a_sample,
+    zero_redundancy,
 )

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import nmstep
 from nmstep.integrations import distributed
@@ -182,3 +182,32 @@ def test_every_key_is_looked_at_once(checkpoint: Path, monkeypatch: pytest.Monke
     prepare_load(model, optimizer, checkpoint)
     assert "nmstep" in optimizer.state[model[0].weight]
     assert len(looks) == 1
+
+
+def test_a_file_of_the_whole_state(tmp_path: Path) -> None:
+    model, optimizer = sparse()
+    steps(model, optimizer, 2)
+    whole = StateDictOptions(full_state_dict=True)
+    weights, state = get_state_dict(model, optimizer, options=whole)
+    torch.save(state, tmp_path / "optimizer.pt")
+    torch.save({"model": weights, "optimizer": state}, tmp_path / "both.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "optimizer.pt").read_bytes()[:-99])
+    fresh, other = sparse()
+    for name, told in {
+        "both": r"both.pt' holds 'model', 'optimizer', not the 'state'",
+        "cut": "truncated",
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            prepare_load(fresh, other, tmp_path / f"{name}.pt")
+    prepare_load(fresh, other, tmp_path / "optimizer.pt")
+    set_state_dict(fresh, other, model_state_dict=weights, optim_state_dict=state, options=whole)
+    for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(optimizer.state[p]["pruned"], other.state[q]["pruned"])
+
+
+def sparse() -> tuple[nn.Module, nmstep.AdamW]:
+    model = net()
+    optimizer = nmstep.AdamW(model.parameters())
+    nmstep.sparsify(model, optimizer, nmstep.STE("2:4"))
+    return model, optimizer

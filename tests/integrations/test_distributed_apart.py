@@ -29,6 +29,7 @@ ALIKE = {
     "bad_state": r"ValueError: on rank 1: this optimizer is a copy of a sparsified one",
     "state_on_one_rank": r"the step that the optimizer's state is of is None on rank 0 and 1 on rank 1",
     "written_before_a_sample": r"ValueError: on rank 1: '2\.weight' was written to since the last step",
+    "zero_redundancy": r"ValueError: ZeroRedundancyOptimizer saves the state of an optimizer inside it",
 }
 
 

@@ -82,6 +82,21 @@ def test_resume_is_exact_before_and_after_the_switch(tmp_path: Path, step: int) 
     assert [line["step"] for line in lines(tmp_path / "whole") if "nm/switch_step" in line] == [5]
 
 
+@pytest.mark.parametrize("saved", ["weights alone", "a dense run"])
+def test_a_resume_that_loses_the_recipe_is_told(tmp_path: Path, saved: str) -> None:
+    recipe = nmstep.Dense() if saved == "a dense run" else None
+    made, _ = trainer(tmp_path, recipe=recipe, save_only_model=saved == "weights alone")
+    made.train()
+    again, _ = trainer(tmp_path)
+    if saved == "a dense run":  # whose optimizer nmstep has never seen
+        path = tmp_path / "checkpoint-8" / "optimizer.pt"
+        state = torch.load(path)
+        state["state"][0].pop("nmstep")
+        torch.save(state, path)
+    with pytest.warns(UserWarning, match="goes on from step 8, but .* STEP begins anew and counts from 0"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
 def test_gradient_accumulation_counts_optimizer_steps(tmp_path: Path) -> None:
     made, callback = trainer(
         tmp_path, gradient_accumulation_steps=3, per_device_train_batch_size=2, save_steps=6

@@ -51,7 +51,7 @@ def kept(model: nn.Module) -> Any:
 def test_another_model_gets_its_own_entry(tmp_path: Any) -> None:
     """A callback that is used for two trainings in a row."""
     callback = integration.SparsityCallback()
-    state = SimpleNamespace(is_world_process_zero=False, log_history=[])
+    state = SimpleNamespace(is_world_process_zero=False, log_history=[], global_step=0)
     for _ in range(2):
         model = net()
         model.config = PretrainedConfig()

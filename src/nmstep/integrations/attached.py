@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch.optim import Optimizer
@@ -9,7 +10,7 @@ from torch.optim import Optimizer
 from nmstep.admission import ATTACHED, wrapped_by
 from nmstep.sparsify import Sparsifier
 
-__all__ = ["check_sparsifier", "find_sparsifier", "sparsifier_of", "unwrapped"]
+__all__ = ["check_sparsifier", "find_sparsifier", "sparsifier_of", "unwrapped", "warn_of_lost_state"]
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -66,4 +67,21 @@ def check_sparsifier(given: Any, *, needed_by: str) -> None:
         raise TypeError(
             f"{needed_by} takes the Sparsifier that nmstep.sparsify returned (or prepare, of Accelerate), got a "
             f"{type(given).__name__}"
+        )
+
+
+def warn_of_lost_state(sparsifier: Sparsifier, *, resumed_at: int) -> None:
+    """Warns where a trainer goes on from a checkpoint that had nothing of the recipe in it.
+
+    Args:
+        sparsifier: after the checkpoint was loaded.
+        resumed_at: the step that the trainer goes on from; 0 for a new run.
+    """
+    if resumed_at > 0 and sparsifier.step == 0 and sparsifier.plan.sparse:
+        warnings.warn(
+            f"the trainer goes on from step {resumed_at}, but its checkpoint held no optimizer state of a "
+            f"sparsifier: {sparsifier.recipe.name} begins anew and counts from 0, without what its masks had cut "
+            f"away. Save the optimizer's state too (no save_only_model); to make a dense model sparse, begin a new "
+            f"run from its weights",
+            stacklevel=2,
         )

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmstep.admission import ATTACHED
 from nmstep.integrations.attached import unwrapped
 from nmstep.integrations.checkpoint_metadata import stored_sizes
+from nmstep.shards import reshard
 from nmstep.sparsity_plan import unwrap
+from nmstep.verify.files import load_pickle
 
 __all__ = ["prepare_load"]
 
@@ -48,13 +49,14 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
 
     Raises:
         ValueError: the optimizer has no sparsifier, or the checkpoint was not saved by one, or its ``.metadata`` is
-            not as torch writes it.
+            not as torch writes it, or a file is damaged or holds something else.
         FileNotFoundError: there is no such checkpoint.
         RuntimeError: the sparsifier has taken steps already.
     """
     sparsifier = getattr(unwrapped(optimizer), ATTACHED, None)
     if sparsifier is None:
         raise ValueError(f"this {type(optimizer).__name__} has no sparsifier: call nmstep.sparsify first")
+    reshard(model)  # the optimizer holds the shards, not what an evaluation has gathered
     names: dict[Tensor, str] = {p: _plain(name) for name, p in unwrap(model).named_parameters()}
 
     def read() -> Callable[[Tensor, str], tuple[int, ...] | None]:
@@ -67,7 +69,15 @@ def prepare_load(model: nn.Module, optimizer: Optimizer, checkpoint: str | os.Pa
 def _sizes(checkpoint: Any) -> dict[str, tuple[int, ...]]:
     """Returns the sizes of the optimizer's states in a checkpoint by ``parameter.key``."""
     if isinstance(checkpoint, (str, os.PathLike)) and Path(checkpoint).is_file():
-        states = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state"]
+        loaded = load_pickle(Path(checkpoint))
+        states = loaded.get("state")
+        if not isinstance(states, Mapping) or not all(
+            isinstance(state, Mapping) for state in states.values()
+        ):
+            raise ValueError(
+                f"{os.fspath(checkpoint)!r} holds {', '.join(map(repr, list(loaded)[:5]))}, not the 'state' of an "
+                f"optimizer: give the file that holds what get_optimizer_state_dict returned, and nothing else"
+            )
         return {
             f"{name}.{key}": tuple(value.shape) if isinstance(value, Tensor) else ()
             for name, state in states.items()

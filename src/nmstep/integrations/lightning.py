@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from nmstep.integrations.attached import find_sparsifier, sparsifier_of
+from nmstep.integrations.attached import find_sparsifier, sparsifier_of, warn_of_lost_state
 from nmstep.integrations.marking import on_all_ranks, patterns_in_force, plan_in_force
 from nmstep.integrations.trackers import Feed, Tracker
 from nmstep.optim.gradients import OnNonfinite
@@ -22,10 +22,17 @@ from nmstep.verify import verify
 from nmstep.verify.stored import NM_SPARSITY
 
 require("lightning", "its callback")
-from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 __all__ = ["SparsityCallback"]
+
+#: Callbacks that put averaged weights in the place of the model's, as far as this Lightning has them.
+_AVERAGERS = tuple(
+    vars(callbacks)[name]
+    for name in ("StochasticWeightAveraging", "WeightAveraging")
+    if name in vars(callbacks)
+)
 
 
 class SparsityCallback(Callback):  # type: ignore[misc]
@@ -34,7 +41,8 @@ class SparsityCallback(Callback):  # type: ignore[misc]
     - The trace goes to ``trackers`` and, at the trainer's logging steps, to its loggers.
     - At the switch, and whenever a schedule tightens a pattern, every ``ModelCheckpoint`` and ``EarlyStopping``
       forgets its best score: that of a model with more weights is no mark for the others.
-    - Each checkpoint from then on is verified before it is written, and has the plan under ``"nm_sparsity"``.
+    - Each checkpoint from then on is verified before it is written, and has the plan under ``"nm_sparsity"``; so is
+      the model that training ends with.
 
     The optimizer's state, which Lightning saves, holds all that belongs to the recipe: ``ckpt_path=`` resumes it.
 
@@ -73,8 +81,16 @@ class SparsityCallback(Callback):  # type: ignore[misc]
 
         Raises:
             IndexError: the module has no optimizer of that number.
-            ValueError: there is no recipe and no sparsifier, or both; or as :func:`nmstep.sparsify`.
+            ValueError: there is no recipe and no sparsifier, or both; a callback that replaces the weights comes
+                later in the trainer's list, unseen by this one; or as :func:`nmstep.sparsify`.
         """
+        later = trainer.callbacks[trainer.callbacks.index(self) + 1 :]
+        unseen = [type(callback).__name__ for callback in later if isinstance(callback, _AVERAGERS)]
+        if unseen:
+            raise ValueError(
+                f"SparsityCallback must come after {unseen[0]} in the trainer's callbacks: that one puts averaged "
+                f"weights in the place of those that are verified here"
+            )
         if not 0 <= self._index < len(trainer.optimizers):
             raise IndexError(
                 f"SparsityCallback(optimizer={self._index}): this module has {len(trainer.optimizers)} optimizer(s)"
@@ -94,6 +110,8 @@ class SparsityCallback(Callback):  # type: ignore[misc]
         """Opens the trace, once a checkpoint's state is loaded."""
         del pl_module
         sparsifier = self._running()
+        if trainer.ckpt_path is not None:  # a second fit of one trainer goes on with a new optimizer
+            warn_of_lost_state(sparsifier, resumed_at=trainer.global_step)
         self._in_force = patterns_in_force(sparsifier)
 
         def start() -> None:
@@ -134,7 +152,9 @@ class SparsityCallback(Callback):  # type: ignore[misc]
             NotSparseError: masks have started and a planned weight is not N:M.
         """
         del pl_module
-        plan = self._plan() if self.sparsifier is not None else None
+        if self.sparsifier is None:  # saved before any fit, as a search for the learning rate does
+            return
+        plan = self._plan()
         weights = checkpoint["state_dict"]
 
         def look() -> None:
@@ -148,11 +168,18 @@ class SparsityCallback(Callback):  # type: ignore[misc]
             checkpoint[NM_SPARSITY] = plan.to_dict()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the trace."""
-        del trainer, pl_module
+        """Ends the trace, and verifies the model that is left.
+
+        Raises:
+            NotSparseError: masks have started and a planned weight is not N:M, as of an average of changing masks.
+        """
+        del trainer
         if self._feed is not None:
             on_all_ranks(self._running(), self._feed.finish)
             self._feed = None
+        plan = self._plan()
+        if plan is not None:
+            on_all_ranks(self._running(), verify(pl_module, plan=plan).raise_if_failed)
 
     def _plan(self) -> SparsityPlan | None:
         """Returns the patterns that the weights have now, or None where they have none."""

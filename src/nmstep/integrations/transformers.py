@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
-from nmstep.integrations.attached import sparsifier_of
+from nmstep.integrations.attached import sparsifier_of, warn_of_lost_state
 from nmstep.integrations.marking import (
     mark_config,
     mark_folder,
@@ -174,6 +174,7 @@ class SparsityCallback(TrainerCallback):
             way_out="give the Trainer optimizer_cls_and_kwargs=optimizer_for(args, recipe), or optimizers=(an "
             "optimizer that nmstep.sparsify has seen, None)",
         )
+        warn_of_lost_state(sparsifier, resumed_at=state.global_step)
         # Masks from step 0 are told of after the first step.
         self._in_force = patterns_in_force(sparsifier) if sparsifier.step > 0 else None
         mark_config(kwargs.get("model"), self._plan())

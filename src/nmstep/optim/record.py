@@ -1,7 +1,8 @@
 """The method's own state inside an optimizer's state dict.
 
 The record is JSON, carried as the bytes of a uint8 tensor in the state of the optimizer's first
-parameter. That form survives ``torch.load(weights_only=True)`` and the cast of state to the parameter's
+parameter that trains: torch.distributed.checkpoint loads no state of others. That form survives
+``torch.load(weights_only=True)`` and the cast of state to the parameter's
 dtype. (Distributed checkpoints keep nothing but per-parameter tensors and numbers, so they save it too; but
 they load into tensors that are there already, and of one size, which a fresh optimizer does not have.)
 """
@@ -45,11 +46,17 @@ def decode(tensor: Tensor) -> dict[str, Any]:
     return record
 
 
-def insert(state_dict: dict[str, Any], record: Mapping[str, Any]) -> None:
-    """Adds the record to a state dict without touching the live state it points to."""
-    first = next(index for group in state_dict["param_groups"] for index in group["params"])
-    state = dict(state_dict["state"])
-    state[first] = {**state.get(first, {}), RECORD: encode(record)}
+def insert(state_dict: dict[str, Any], record: Mapping[str, Any], position: int) -> None:
+    """Adds the record to a state dict without touching the live state it points to.
+
+    Args:
+        state_dict: the optimizer's.
+        record: the record.
+        position: of the parameter in whose state it goes, counted through the groups.
+    """
+    indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+    place, state = indices[position], dict(state_dict["state"])
+    state[place] = {**state.get(place, {}), RECORD: encode(record)}
     state_dict["state"] = state
 
 

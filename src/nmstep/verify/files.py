@@ -151,6 +151,15 @@ def _read_safetensor(path: Path, file: Any, name: str) -> Tensor:
 
 
 def _open_pickle(path: Path) -> Stored:
+    return from_mapping(load_pickle(path), str(path))
+
+
+def load_pickle(path: Path) -> Mapping[Any, Any]:
+    """Returns the state dict in a file that torch.save wrote, on the CPU; nothing in it is run.
+
+    Raises:
+        ValueError: the file is damaged, needs code, or holds something else.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an old pickle protocol is no news to who verifies
@@ -169,7 +178,7 @@ def _open_pickle(path: Path) -> Stored:
         raise _unreadable(path, error) from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{str(path)!r} holds a {type(values).__name__}: expected a state dict")
-    return from_mapping(values, str(path))
+    return values
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
