@@ -38,7 +38,7 @@ def main() -> None:
     answers = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (given, f"file://{folder}/meeting", answers)
-        spawn(_rank, args=arguments, nprocs=given.ranks)  # type: ignore[no-untyped-call]
+        spawn(_rank, args=arguments, nprocs=given.ranks)
         figures = answers.get()
     for cut, row in figures.items():
         print(
