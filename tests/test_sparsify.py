@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -484,3 +486,13 @@ def test_a_sparsifier_prints_where_it_stands() -> None:
     assert "ASP, step 0, phase dense" in repr(sparsifier)
     steps(model, opt, 2)
     assert "phase sparse, masks from step 2 (scheduled)" in repr(sparsifier)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_sparsifier_is_not_copied(copied: Callable[[Any], Any]) -> None:
+    model = net()
+    optimizer = AdamW(model.parameters())
+    sparsifier = sparsify(model, optimizer, STEP(PATTERN, total_steps=100))
+    with pytest.raises(TypeError, match=r"optimizer\.state_dict\(\)"):
+        copied((model, optimizer, sparsifier))
+    copied((model, optimizer))  # which says itself what is lost, where it is used

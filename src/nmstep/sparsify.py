@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,12 @@ class Sparsifier(Views):
             optimizer.register_load_state_dict_post_hook(self.saved.after_load),
         ]
         setattr(optimizer, ATTACHED, self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a sparsifier is neither copied nor pickled, since the copy would hang on no optimizer: copy the model "
+            "and make an optimizer for it, call nmstep.sparsify, and load optimizer.state_dict() into that"
+        )
 
     @property
     def phase(self) -> Phase:

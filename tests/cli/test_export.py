@@ -93,6 +93,10 @@ def test_a_run_of_a_transformers_model(nmstep, tmp_path):
     assert (status, err) == (0, "")
     assert "transformers.BertForMaskedLM.from_pretrained('e')" in out
     assert "batch x 12" in out
+    status, out, err = nmstep("export", "e", "--out", "again")  # a folder, without its run
+    assert (status, err) == (0, "")
+    assert "transformers.BertForMaskedLM.from_pretrained('again')" in out
+    transformers.BertForMaskedLM.from_pretrained(tmp_path / "again")
     model = transformers.BertForMaskedLM.from_pretrained(tmp_path / "e")
     trained = load_file(tmp_path / "r" / "model.safetensors")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.items())

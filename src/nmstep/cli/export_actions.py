@@ -49,12 +49,12 @@ def export_run(command: commands.Export) -> int:
             f"nmstep.export_onnx(model, inputs, 'model.onnx')"
         )
     else:
-        model, graph = None, None
+        graph = None
         dense = export_dense(command.path, command.out, plan=plan_in_zeros(command.path))
     if dense is not None:
         size, where = decimal(dense.size), command.out / _WEIGHTS
         say(f"Dense: {where}, {size}; read back: {_found(dense)}, equal to the source")
-        say(_way_to_load(model, command.out))
+        say(_way_to_load(command.out))
     if graph is not None:
         _tell_graph(graph, command.out / _GRAPH)
     say(f"Verify it anywhere: nmstep verify {shlex.quote(str(command.out))}")
@@ -120,9 +120,12 @@ def _found(exported: Exported) -> str:
     return counts(str(tensor.pattern) for tensor in exported.report.checked)
 
 
-def _way_to_load(model: nn.Module | None, folder: Path) -> str:
-    if model is not None and is_pretrained(model):
-        return f"Load it: transformers.{type(model).__name__}.from_pretrained({str(folder)!r})"
+def _way_to_load(folder: Path) -> str:
+    kinds = read_json(folder / "config.json").get(
+        "architectures"
+    )  # which transformers' models have, and no others
+    if isinstance(kinds, list) and kinds:
+        return f"Load it: transformers.{kinds[0]}.from_pretrained({str(folder)!r})"
     return f"Load it: safetensors.torch.load_model(model, {str(folder / _WEIGHTS)!r})"
 
 
