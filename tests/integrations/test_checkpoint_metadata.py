@@ -14,7 +14,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import nmstep
@@ -53,6 +57,19 @@ def test_it_says_what_torch_reads(checkpoint: Path) -> None:
     assert found["optimizer.state.0.weight.pruned"] == (32, 16)
     assert found["epoch"] == ()
     assert stored_sizes(FileSystemReader(checkpoint)) == found
+
+
+def test_members_of_enums_as_earlier_pythons_write_them(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def by_getattr(member: Any, protocol: int) -> tuple[Any, ...]:
+        del protocol
+        return getattr, (type(member), member.name)
+
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_getattr)
+    saved = request.getfixturevalue("checkpoint")
+    assert b"getattr" in (saved / ".metadata").read_bytes()
+    test_it_says_what_torch_reads(saved)
 
 
 def test_a_reader_of_ones_own_reads_in_its_own_way(checkpoint: Path) -> None:

@@ -73,6 +73,7 @@ _RECORDS = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
     ("torch.serialization", "_get_layout"),
+    ("builtins", "getattr"),  # by which Python 3.11.0 to 3.11.3 name members of enums; nothing is got here
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
 
