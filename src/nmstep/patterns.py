@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 
 __all__ = ["NMPattern"]
@@ -62,7 +63,7 @@ class NMPattern:
         if isinstance(text, NMPattern):
             return text
         if not isinstance(text, str):
-            raise TypeError(f"a pattern is a string such as '2:4' or an NMPattern, got {text!r}")
+            raise TypeError(f"a pattern is a string such as '2:4' or an NMPattern, got {reprlib.repr(text)}")
         match = re.fullmatch(r"\s*([0-9]+)\s*:\s*([0-9]+)\s*", text)
         if match is None:
             raise ValueError(
