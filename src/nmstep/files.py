@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 __all__ = [
+    "BROKEN_PICKLE",
     "new_folder",
     "read_json",
     "remove_leftovers",
@@ -24,6 +26,20 @@ __all__ = [
     "write_atomically",
     "write_json",
 ]
+
+#: What a reader of pickles that runs none of them may raise on a file that is damaged, or meant to do harm.
+BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 _BLOCK = 1 << 20
 

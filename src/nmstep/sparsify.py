@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from typing import NoReturn
 
 import torch
@@ -116,7 +115,6 @@ class Sparsifier(Views):
             found = self.plan.resolve(model)
             self._sparse = SparseStep(optimizer, [(entry, found[entry.name]) for entry in self.plan.sparse])
             self._sparse.check_shards(ranks.members)
-            self._check_held = partial(_check_held, model, self._sparse)
             self._machine = CapturableMachine(
                 optimizer,
                 recipe,
@@ -143,6 +141,22 @@ class Sparsifier(Views):
             optimizer.register_load_state_dict_post_hook(self.saved.after_load),
         ]
         setattr(optimizer, ATTACHED, self)
+
+    def _check_held(self) -> None:
+        """Raises RuntimeError where the model holds other parameters than the optimizer under the plan's names."""
+        held = dict(unwrap(self._model).named_parameters())
+        replaced = [
+            entry.name
+            for entry, p in self._sparse
+            # A layer of FSDP2 holds its gathered weight instead of its shard for a while.
+            if held.get(entry.name, p) is not p and (is_sharded(held[entry.name]) or not is_sharded(p))
+        ]
+        if replaced:
+            raise RuntimeError(
+                f"the model no longer holds the parameter of the optimizer as {', '.join(map(repr, replaced[:5]))}"
+                f"{' …' if len(replaced) > 5 else ''}, so that steps would not change it: was it cut or replaced "
+                f"after nmstep.sparsify, as by fully_shard? Do that first, then make the optimizer, then sparsify"
+            )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -269,23 +283,6 @@ class Sparsifier(Views):
         self._handles.clear()
         if hasattr(self._optimizer, ATTACHED):
             delattr(self._optimizer, ATTACHED)
-
-
-def _check_held(model: nn.Module, sparse: SparseStep) -> None:
-    """Raises RuntimeError where the model holds other parameters than the optimizer under the plan's names."""
-    held = dict(unwrap(model).named_parameters())
-    replaced = [
-        entry.name
-        for entry, p in sparse
-        # A layer of FSDP2 holds its gathered weight instead of its shard for a while.
-        if held.get(entry.name, p) is not p and (is_sharded(held[entry.name]) or not is_sharded(p))
-    ]
-    if replaced:
-        raise RuntimeError(
-            f"the model no longer holds the parameter of the optimizer as {', '.join(map(repr, replaced[:5]))}"
-            f"{' …' if len(replaced) > 5 else ''}, so that steps would not change it: was it cut or replaced after "
-            f"nmstep.sparsify, as by fully_shard? Do that first, then make the optimizer, then sparsify"
-        )
 
 
 def _plan(model: nn.Module, recipe: Recipe) -> SparsityPlan:

@@ -121,9 +121,8 @@ def _found(exported: Exported) -> str:
 
 
 def _way_to_load(folder: Path) -> str:
-    kinds = read_json(folder / "config.json").get(
-        "architectures"
-    )  # which transformers' models have, and no others
+    # Which transformers' models have, and no others.
+    kinds = read_json(folder / "config.json").get("architectures")
     if isinstance(kinds, list) and kinds:
         return f"Load it: transformers.{kinds[0]}.from_pretrained({str(folder)!r})"
     return f"Load it: safetensors.torch.load_model(model, {str(folder / _WEIGHTS)!r})"

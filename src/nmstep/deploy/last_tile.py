@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,7 @@ def cut_shape(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
         >>> cut_shape((3, 8, 16), 48), cut_shape((1, 8, 16), 2)
         ((3, 8, 16), (16,))
     """
-    size = 1
-    for length in shape[1:-1]:
-        size *= length
-    return shape if rows % LANES == 0 else (size * rows,)
+    return shape if rows % LANES == 0 else (math.prod(shape[1:-1]) * rows,)
 
 
 def cut(tiles: Tensor, rows: int) -> Tensor:

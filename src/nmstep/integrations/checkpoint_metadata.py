@@ -14,21 +14,11 @@ from typing import IO, Any
 
 import torch
 
+from nmstep.files import BROKEN_PICKLE
+
 __all__ = ["stored_sizes"]
 
 _FILE = ".metadata"
-_BROKEN = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 class _Fixed(type):
@@ -125,7 +115,7 @@ def _read(file: IO[bytes], path: str) -> dict[str, tuple[int, ...]]:
         found = _Reader(file).load()
         stored = found.field("state_dict_metadata")
         return {_text(key): _shape(value.field("size")) for key, value in stored.items()}
-    except _BROKEN as error:
+    except BROKEN_PICKLE as error:
         raise ValueError(
             f"{path!r} is not as torch.distributed.checkpoint writes it: {error}. torch might run code that is in "
             f"it, so nothing was loaded: if you know where it comes from, save it anew by the program that reads it"

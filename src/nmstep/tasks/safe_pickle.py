@@ -16,17 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_BROKEN = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
+from nmstep.files import BROKEN_PICKLE
 
 
 class ByteArray:
@@ -142,7 +132,7 @@ def read_pickle(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         try:
             value = _Reader(file, encoding="bytes").load()
-        except _BROKEN as error:
+        except BROKEN_PICKLE as error:
             raise ValueError(
                 f"cannot read {str(path)!r} as a pickle of plain data: {error}; "
                 "get the file again from its publisher"
