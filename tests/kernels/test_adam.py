@@ -53,6 +53,23 @@ def test_a_sparse_step_is_a_dense_one_on_the_latent_weight_and_a_split(
         check_sparse_step((w, m, v.abs(), g), pattern, dim, frozen)
 
 
+def test_steps_of_every_number_of_vectors_and_of_long_rows() -> None:
+    torch.manual_seed(5)
+    side_by_side = [((1, 4 * groups), 1) for groups in range(1, 17)]
+    for pattern, shape, dim in (
+        *(("2:4", shape, dim) for shape, dim in side_by_side),
+        ("2:4", (5, 4096), 1),  # more than is summed at a time
+        ("2:4", (12, 300), 0),  # rows that are read in place, and end within a vector
+        ("1:8", (24, 300), 0),
+        ("2:4", (8, 20003), 0),  # groups of more values than are worked on at a time
+        ("1:16", (32, 5001), 0),
+        ("2:4", (6, 8, 7, 7), 1),
+    ):
+        for dtype in (torch.float32, torch.bfloat16):
+            w, m, v, g = (torch.randn(shape).to(dtype) for _ in range(4))
+            check_sparse_step((w, m, v.abs(), g), pattern, dim, 1e-8)
+
+
 def test_sr_stes_term_enters_the_gradient() -> None:
     torch.manual_seed(2)
     w, g = torch.randn(4, 8), torch.randn(4, 8)

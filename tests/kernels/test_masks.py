@@ -162,6 +162,8 @@ def test_many_blocks_with_short_groups() -> None:
         ("2:4", (3000, 67), 1),
         ("3:300", (40, 1111, 3), 1),
         ("5:12", (70, 50, 31), 1),
+        ("2:4", (8, 20003), 0),
+        ("1:16", (2, 32, 5001), 1),
     ):
         check_masks(torch.randn(shape), pattern, dim)
 

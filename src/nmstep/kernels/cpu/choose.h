@@ -16,8 +16,6 @@ inline Ints ordinals(Ints bits) {
     return magnitude < nan ? magnitude : nan;
 }
 
-inline Ints ordinals(const float *values) { return ordinals(load_ints(values)); }
-
 // Groups of M lanes side by side in a vector: each lane meets the others of its group as they rotate by.
 template <int M, int K, int... L>
 inline Ints met_at(Ints mine, std::integer_sequence<int, L...>) {
@@ -68,9 +66,16 @@ inline Ints lanes_from(int32_t start) { return lanes_from(start, std::make_integ
 
 template <int M>
 inline Ints first_kept_of(Ints mine) {
-    const Ints most = folded<M, 1>(mine, greater), lane = lanes_from(0);
-    const Ints candidate = mine == most ? lane : Ints{} + kLanes;
+    const Ints greatest = mine == folded<M, 1>(mine, greater);
+#ifdef __AVX512F__
+    // A bit a lane: one added to the complement of a group's bits carries as far as the lowest that is set.
+    constexpr uint32_t one_a_group = 0xffff / ((1u << M) - 1);
+    const uint32_t bits = _mm512_movepi32_mask(std::bit_cast<__m512i>(greatest));
+    return std::bit_cast<Ints>(_mm512_movm_epi32(static_cast<__mmask16>(bits & (~bits + one_a_group))));
+#else
+    const Ints lane = lanes_from(0), candidate = greatest ? lane : Ints{} + kLanes;
     return lane == folded<M, 1>(candidate, smaller);
+#endif
 }
 
 // Calls work(choose) with a function that says what is kept of a vector's weights, whole groups one after the other;
@@ -109,13 +114,13 @@ inline bool with_choice(const Layout &l, Work work) {
 // The greatest of each consecutive group of m, a multiple of the lanes: its lowest place, in vectors.
 inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t count, int64_t m) {
     for (int64_t group = 0; group < count; group += m) {
-        Ints most = ordinals(weights + group);
-        for (int64_t i = kLanes; i < m; i += kLanes) most = greater(most, ordinals(weights + group + i));
+        Ints most = ordinals(load_ints(weights + group));
+        for (int64_t i = kLanes; i < m; i += kLanes) most = greater(most, ordinals(load_ints(weights + group + i)));
         most = folded<kLanes, 1>(most, greater);
         Ints first = Ints{} + static_cast<int32_t>(m);
         for (int64_t i = 0; i < m; i += kLanes) {
             const Ints place = lanes_from(static_cast<int32_t>(i));
-            first = smaller(first, ordinals(weights + group + i) == most ? place : first);
+            first = smaller(first, ordinals(load_ints(weights + group + i)) == most ? place : first);
         }
         first = folded<kLanes, 1>(first, smaller);
         for (int64_t i = 0; i < m; i += kLanes)
@@ -123,29 +128,23 @@ inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t co
     }
 }
 
-// Calls work(column) so that vectors from these columns on cover all of them; where there is a vector's worth of
-// columns, the last one starts early enough not to reach beyond, else it does.
-template <class Work>
-inline void for_each_vector_of(int64_t columns, Work work) {
-    for (int64_t c = 0; c < columns; c += kLanes) work(std::min(c, std::max<int64_t>(0, columns - kLanes)));
-}
-
-// A group in each column: `rows` rows of weights, `stride` apart. Calls put(row, column, bits, kept) with the vectors
-// of each column in the order of the rows. ROWS is `rows`, or 0 where it is known at run time only; then `scratch` has
-// twice as many vectors.
-template <int ROWS, class Put>
-inline void choose_columns(const float *weights, int64_t rows, int64_t stride, int64_t columns, int32_t n,
-                           Ints *scratch, Put put) {
+// A group in each column: `rows` rows of weights, `stride` apart. Calls put(row, column, lanes, bits, kept) with the
+// vectors of each column in the order of the rows. ROWS is `rows`, or 0 where it is known at run time only; then
+// `scratch` has twice as many vectors.
+template <int ROWS, class T, class Put>
+inline void choose_columns(const T *weights, int64_t rows, int64_t stride, int64_t columns, int32_t n, Ints *scratch,
+                           Put put) {
     constexpr int fixed = ROWS > 0 ? ROWS : 1;
     const int64_t count = ROWS > 0 ? ROWS : rows;
     Ints ranks[fixed], own[fixed];
     Ints *const rank = ROWS > 0 ? ranks : scratch, *const mine = ROWS > 0 ? own : scratch + rows;
-    for_each_vector_of(columns, [&](int64_t c) {
+    for_each_vector(columns, [&](int64_t c, auto lanes) {
+        const auto bits = [&](int64_t row) { return std::bit_cast<Ints>(load(weights + row * stride + c, lanes)); };
         // Each pair has one that goes before; the earlier row starts as if it never did.
 #pragma GCC unroll 16
         for (int64_t i = 0; i < count; ++i) {
             rank[i] = Ints{} + static_cast<int32_t>(count - 1 - i);
-            mine[i] = ordinals(weights + i * stride + c);
+            mine[i] = ordinals(bits(i));
         }
 #pragma GCC unroll 16
         for (int64_t i = 0; i < count; ++i)
@@ -156,22 +155,22 @@ inline void choose_columns(const float *weights, int64_t rows, int64_t stride, i
                 rank[i] += before;
             }
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < count; ++i) put(i, c, load_ints(weights + i * stride + c), rank[i] < n);
+        for (int64_t i = 0; i < count; ++i) put(i, c, lanes, bits(i), rank[i] < n);
     });
 }
 
 // The same where one is kept: the first of the greatest.
-template <class Put>
-inline void choose_first_of_columns(const float *weights, int64_t rows, int64_t stride, int64_t columns, Put put) {
-    for_each_vector_of(columns, [&](int64_t c) {
-        Ints most = ordinals(weights + c), first{};
+template <class T, class Put>
+inline void choose_first_of_columns(const T *weights, int64_t rows, int64_t stride, int64_t columns, Put put) {
+    for_each_vector(columns, [&](int64_t c, auto lanes) {
+        const auto bits = [&](int64_t row) { return std::bit_cast<Ints>(load(weights + row * stride + c, lanes)); };
+        Ints most = ordinals(bits(0)), first{};
         for (int64_t i = 1; i < rows; ++i) {
-            const Ints other = ordinals(weights + i * stride + c), before = other > most;
+            const Ints other = ordinals(bits(i)), before = other > most;
             most = greater(most, other);
             first = before ? Ints{} + static_cast<int32_t>(i) : first;
         }
-        for (int64_t i = 0; i < rows; ++i)
-            put(i, c, load_ints(weights + i * stride + c), first == Ints{} + static_cast<int32_t>(i));
+        for (int64_t i = 0; i < rows; ++i) put(i, c, lanes, bits(i), first == Ints{} + static_cast<int32_t>(i));
     });
 }
 

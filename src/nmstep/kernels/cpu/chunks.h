@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <numeric>
 
 #include "vectors.h"
 
@@ -12,11 +13,11 @@ namespace nmstep {
 namespace {
 
 constexpr std::align_val_t kLine{64};
-constexpr int64_t kChunk = 1024;       // values worked on at a time: all scratch stays in the first-level cache
-constexpr int64_t kColumns = 256;      // of a group whose rows lie apart, worked on at a time
-constexpr int64_t kWide = 32768;       // values of such groups that are stepped at a time, in the second-level cache
+constexpr int64_t kChunk = 512;        // values worked on at a time: they and all scratch stay in the first-level cache
+constexpr int64_t kWide = 65536;       // the same of groups with long rows, which stay in the second-level cache
 constexpr int64_t kSummed = 4096;      // values whose sums are fp32
 constexpr int64_t kBlock = 32768;      // values of a block
+constexpr int64_t kAhead = 512;        // bytes, how far ahead of a step memory is asked for what comes next
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -39,51 +40,58 @@ Aligned<X> aligned(int64_t count) {
     return Aligned<X>(static_cast<X *>(std::memset(memory, 0, size)));
 }
 
-// Memory for one chunk, which holds at least a vector of whole columns.
+bool has_long_rows(const Layout &l) { return l.inner > 1 && l.m * l.inner > 2 * kChunk; }
+
+// Values of a chunk, which holds at least a vector of whole columns.
+int64_t capacity_of(const Layout &l) {
+    if (has_long_rows(l)) return std::max(kWide, l.m * kLanes);
+    return std::max(kChunk, l.m * (l.inner > 1 ? l.inner : kLanes));
+}
+
+// Memory to choose in: a copy of the weights of a chunk, unless its rows are long.
 struct Scratch {
     explicit Scratch(const Layout &l)
-        : capacity(std::max(kChunk, l.m * (l.inner > 1 ? kColumns : kLanes))),
-          own(aligned<float>(std::max(capacity, l.inner > kColumns ? wide(l) : 0) + kLanes)),
-          latent(own.get()),
-          keep(aligned<int32_t>(capacity + kLanes)),
-          table(aligned<float>(capacity + kLanes)),
-          kept_in_table(aligned<int32_t>(capacity + kLanes)),
+        : size(has_long_rows(l) ? 0 : capacity_of(l) + kLanes),
+          latent(aligned<float>(size)),
+          keep(aligned<int32_t>(size)),
+          table(aligned<float>(size)),
+          kept_in_table(aligned<int32_t>(size)),
           ranks(aligned<Ints>(2 * l.m)) {}
 
-    static int64_t wide(const Layout &l) { return std::max(kWide, l.m * kColumns); }
-
-    int64_t capacity;
-    Aligned<float> own;
-    float *latent;  // of the chunk that is worked on
+    int64_t size;
+    Aligned<float> latent;
     Aligned<int32_t> keep;
     Aligned<float> table;  // of groups that are turned
     Aligned<int32_t> kept_in_table;
     Aligned<Ints> ranks;
 };
 
-// A part of the tensor that fits into the scratch: `groups` whole groups of rows x columns, one after the other in
-// memory, or a piece of the columns of one group, whose rows are `stride` apart.
+// A part of the tensor: `groups` whole groups of rows x columns, one after the other in memory, or a piece of the columns
+// of one group, whose rows are `stride` apart.
 struct Chunk {
     int64_t start, groups, rows, columns, stride;
 
     bool in_one_piece() const { return groups > 1 || columns == stride; }
 };
 
-// Calls work(offset in memory, offset in scratch, length) for each consecutive piece of a chunk.
+// Calls work(start, length) for each consecutive piece of a chunk.
 template <class Work>
 void for_each_piece(const Chunk &c, Work work) {
     if (c.in_one_piece()) {
-        work(c.start, int64_t{0}, c.groups * c.rows * c.columns);
+        work(c.start, c.groups * c.rows * c.columns);
         return;
     }
-    for (int64_t r = 0; r < c.rows; ++r) work(c.start + r * c.stride, r * c.columns, c.columns);
+    for (int64_t r = 0; r < c.rows; ++r) work(c.start + r * c.stride, c.columns);
 }
 
 // Calls work(chunk) for all chunks of the groups of a range of blocks.
 template <class Work>
-void for_each_chunk(const Layout &l, int64_t begin, int64_t end, int64_t capacity, Work work) {
-    const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m;
-    const int64_t fitting = std::max<int64_t>(1, capacity / (l.m * l.inner));
+void for_each_chunk(const Layout &l, int64_t begin, int64_t end, Work work) {
+    const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m, capacity = capacity_of(l);
+    // As many as end with a vector, where so many fit.
+    const int64_t fits = std::max<int64_t>(1, capacity / (l.m * l.inner));
+    const int64_t even = kLanes / std::gcd<int64_t>(kLanes, l.m * l.inner);
+    const int64_t fitting = fits < even ? fits : fits / even * even;
     for (int64_t u = begin; u < end;) {
         const int64_t row = u / in_row, place = u % in_row;
         const int64_t start = (row * l.size + place * l.m) * l.inner;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -86,6 +87,59 @@ inline Halves nearest_bf16(Floats value) {
 inline void store(bf16 *to, Floats value) {
     const Halves halves = nearest_bf16(value);
     std::memcpy(to, &halves, sizeof halves);
+}
+
+// How many lanes of a vector are used: all of them, or, where a row ends, as many as a number says. Nothing beyond them is
+// read or written; the others are zero.
+using AllLanes = std::integral_constant<int64_t, kLanes>;
+
+template <class T>
+inline Floats load(const T *from, AllLanes) {
+    return load(from);
+}
+
+template <class T>
+inline void store(T *to, Floats value, AllLanes) {
+    store(to, value);
+}
+
+template <class Lanes>
+inline void store_ints(int32_t *to, Ints value, Lanes lanes) {
+    std::memcpy(to, &value, static_cast<size_t>(lanes) * sizeof(int32_t));
+}
+
+template <class T>
+inline Floats load(const T *from, int64_t lanes) {
+    T some[kLanes] = {};
+    std::memcpy(some, from, static_cast<size_t>(lanes) * sizeof(T));
+    return load(some);
+}
+
+template <class T>
+inline void store(T *to, Floats value, int64_t lanes) {
+    T some[kLanes];
+    store(some, value);
+    std::memcpy(to, some, static_cast<size_t>(lanes) * sizeof(T));
+}
+
+#ifdef __AVX512F__
+inline __mmask16 first_lanes(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+
+inline Floats load(const float *from, int64_t lanes) {
+    return std::bit_cast<Floats>(_mm512_maskz_loadu_ps(first_lanes(lanes), from));
+}
+
+inline void store(float *to, Floats value, int64_t lanes) {
+    _mm512_mask_storeu_ps(to, first_lanes(lanes), std::bit_cast<__m512>(value));
+}
+#endif
+
+// Calls work(place, lanes) for each vector of so many values; the last may have fewer lanes.
+template <class Work>
+inline void for_each_vector(int64_t length, Work work) {
+    int64_t i = 0;
+    for (; i + kLanes <= length; i += kLanes) work(i, AllLanes{});
+    if (i < length) work(i, length - i);
 }
 
 // Values as a parameter of type T would hold them.
