@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nmstep
-from nmstep import AdamW, late, sparsify
+from nmstep import AdamW, late, sparsify, trace
 from nmstep.late import LATE_STEPS, Late
 from nmstep.optim import gradients
 from tiny import backward, net, steps
@@ -20,7 +20,7 @@ RECIPE = nmstep.STEP("2:4", 40, switch=nmstep.AutoSwitch(window=5, clip=(0.1, 0.
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (late, gradients):
+    for module in (late, gradients, trace):
         monkeypatch.setattr(module, "is_away", lambda _: True)
 
 

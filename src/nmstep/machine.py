@@ -26,7 +26,7 @@ from nmstep.ranks import Ranks
 from nmstep.recipes.recipe import Recipe
 from nmstep.sparsity_plan import PlanEntry
 from nmstep.switching import SwitchAt
-from nmstep.trace import Trace, TraceOptions, stats_of, switch_values, variance_row
+from nmstep.trace import UNSEEN, Trace, TraceOptions, stats_of, switch_values, variance_row
 
 __all__ = ["Phase", "StateMachine", "target"]
 
@@ -244,10 +244,10 @@ class StateMachine:
             row |= variance_row(sums, self.trace.d, self._sums.geometric)
         if detector is None:
             return
-        seen = [(self.step, switch_values({}))]  # of a rule that reads no variance, which is asked at once
+        seen = [(self.step, UNSEEN)]  # of a rule that reads no variance, which is asked at once
         if self._switch_reads_variance():
             self._seen.put(self.step, switch_values(row))
-            seen = self._seen.due(self.step)
+            seen = [(step, tuple(values.tolist())) for step, values in self._seen.due(self.step)]
         for step, values in seen:
             reason = detector.observe(stats_of(step, values))
             if reason is not None:

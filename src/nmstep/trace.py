@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -16,11 +17,14 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from nmstep.late import is_away
 from nmstep.switching import VarianceStats
 
-__all__ = ["Trace", "TraceOptions", "TraceReader", "stats_of", "switch_values", "variance_row"]
+__all__ = ["UNSEEN", "Trace", "TraceOptions", "TraceReader", "stats_of", "switch_values", "variance_row"]
 
 _SWITCH_READS = ("z", "v_norm1", "v_norm2", "z_geometric")
+#: What :func:`switch_values` holds of a step whose variance was not looked at.
+UNSEEN = (math.nan,) * len(_SWITCH_READS)
 _COLUMNS = ("step", "sparse", "lr", "loss", "v_norm1", "v_norm2", "z", "z_geometric", "z_unchanged", "z_mean")
 
 
@@ -192,8 +196,14 @@ class TraceReader:
 
 
 def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Tensor]:
-    """Returns the trace's columns from [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²], all still on the device."""
-    row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
+    """Returns the trace's columns from [Σ|Δv|, Σ log|Δv|, changed, ‖v‖₁, ‖v‖₂²], all still on the device.
+
+    Of a CPU's sums they are numbers: after a step over large weights every call of torch is slow, since its code
+    has left the caches.
+    """
+    is_here = sums.device.type == "cpu" and not is_away(sums)
+    total, _, _, norm1, square = sums.tolist() if is_here and not geometric else sums
+    row: dict[str, float | Tensor] = {"z": total / (d or math.nan), "v_norm1": norm1, "v_norm2": square**0.5}
     if geometric:
         row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
         row["z_unchanged"] = d - sums[2]
@@ -203,15 +213,17 @@ def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Ten
 def switch_values(row: dict[str, float | Tensor]) -> Tensor:
     """Returns what a switch observes of a step, from its row: shape (4,), NaN where missing, where the row lies."""
     values = [row.get(name, math.nan) for name in _SWITCH_READS]
-    device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+    device = next((value.device for value in values if isinstance(value, Tensor)), None)
+    if device is None:
+        return torch.tensor(values, dtype=torch.float64)
     # Filled there rather than sent there, which would make the host wait.
     tensors = [v if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values]
     return torch.stack([t.to(torch.float64) for t in tensors])
 
 
-def stats_of(step: int, values: Tensor) -> VarianceStats:
-    """Returns the same as the switch takes it, from :func:`switch_values` on the CPU."""
-    change, norm1, norm2, geometric = values.tolist()
+def stats_of(step: int, values: Sequence[float]) -> VarianceStats:
+    """Returns the same as the switch takes it, from what :func:`switch_values` held."""
+    change, norm1, norm2, geometric = values
     return VarianceStats(
         step=step,
         change=change,

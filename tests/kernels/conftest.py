@@ -53,6 +53,6 @@ def emulator(triton_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Em
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads everything as late as from a GPU."""
-    for module in (late, gradients):
+    for module in (late, gradients, trace):
         monkeypatch.setattr(module, "is_away", lambda _: True)
     monkeypatch.setattr(trace, "_off_the_host_heap", lambda value: value)

@@ -71,7 +71,8 @@ def adam_step_(
         STEP, Alg. 1 lines 5 to 10 and 13 to 20; SR-STE, Eq. 9.
     """
     ours = [u for u in updates if engine_for(u.p.device) == "compiled"]
-    found = [_compiled_step_(ours, sums)] if ours else []
+    compiled = _compiled_step_(ours, sums) if ours else None
+    found = [] if compiled is None else [compiled]
     if len(ours) < len(updates):
         from nmstep.kernels.gpu.adam import triton_step_  # loads Triton
 
@@ -79,6 +80,8 @@ def adam_step_(
     torch.autograd.graph.increment_version([tensor for u in updates for tensor in u.written()])
     if not sums:
         return None
+    if len(found) == 1:
+        return found[0]
     # Towards a GPU, where there is one: the other way the host would have to wait.
     device = next((row.device for row in found if row.device.type != "cpu"), torch.device("cpu"))
     rows = [row.to(device, non_blocking=True) for row in found]
@@ -100,7 +103,7 @@ def foreseen_sums(updates: Sequence[Update]) -> Tensor | None:
     return _compiled_step_(updates, sums=True, foresees=True)
 
 
-def _compiled_step_(updates: Sequence[Update], sums: bool, *, foresees: bool = False) -> Tensor:
+def _compiled_step_(updates: Sequence[Update], sums: bool, *, foresees: bool = False) -> Tensor | None:
     module = kernels()
     assert module is not None
     settings: dict[tuple[object, ...], tuple[int, Any]] = {}  # shared by many parameters
@@ -116,4 +119,4 @@ def _compiled_step_(updates: Sequence[Update], sums: bool, *, foresees: bool = F
         rows.extend((*addresses, *u.lies(), _KINDS[u.p.dtype, u.exp_avg_sq.dtype], settings[u.key][0]))
     adams = [adam for _, adam in settings.values()]
     found = module.step(rows.tobytes(), adams, torch.get_num_threads(), sums)
-    return torch.tensor(found or (0.0, 0.0, 0.0), dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64) if sums else None
