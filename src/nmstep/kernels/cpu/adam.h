@@ -113,6 +113,17 @@ void with_stepper_of(const Adam &a, Work work) {
         work(Stepper<Variance::frozen>(a));
 }
 
+VarianceSums *sums_of(VarianceSums *sums, int64_t block) { return sums == nullptr ? nullptr : &sums[block]; }
+
+// Calls work(start, length) for runs of so many values that their sums may be fp32, and adds those up.
+template <class Stepper, class Work>
+void for_each_summed(int64_t start, int64_t length, Stepper &stepper, VarianceSums *sums, Work work) {
+    for (int64_t done = 0; done < length; done += kSummed) {
+        work(start + done, std::min(kSummed, length - done));
+        stepper.add_to(sums);
+    }
+}
+
 // Steps a consecutive piece; of a sparse one the weight then holds what is still to be split.
 template <bool kSparse, class T, class V, class Stepper>
 void step_piece(const Piece<T, V> &p, int64_t length, Stepper &stepper) {
@@ -125,10 +136,9 @@ template <class T, class V>
 void dense_step(const Parameter<T, V> &p, int64_t numel, const Adam &a, VarianceSums *sums, int64_t begin,
                 int64_t end) {
     with_stepper_of<T, V>(a, [=](auto stepper) {
-        for (int64_t at = begin * kBlock; at < std::min(end * kBlock, numel); at += kSummed) {
-            step_piece<false>(piece_at(p, at), std::min(kSummed, numel - at), stepper);
-            stepper.add_to(sums == nullptr ? nullptr : &sums[at / kBlock]);
-        }
+        for (int64_t block = begin; block < end; ++block)
+            for_each_summed(block * kBlock, std::min(kBlock, numel - block * kBlock), stepper, sums_of(sums, block),
+                            [&](int64_t at, int64_t length) { step_piece<false>(piece_at(p, at), length, stepper); });
     });
 }
 
@@ -180,10 +190,9 @@ void step_side_by_side(const Parameter<T, V> &p, const Layout &l, Stepper steppe
                        int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
         const Range range(l, block, block + 1);
-        for (int64_t done = 0; done < range.length; done += kSummed) {
-            step_and_split(piece_at(p, range.first + done), std::min(kSummed, range.length - done), stepper, kept_of);
-            stepper.add_to(sums == nullptr ? nullptr : &sums[block]);
-        }
+        for_each_summed(range.first, range.length, stepper, sums_of(sums, block), [&](int64_t at, int64_t length) {
+            step_and_split(piece_at(p, at), length, stepper, kept_of);
+        });
     }
 }
 
@@ -192,10 +201,13 @@ void step_side_by_side(const Parameter<T, V> &p, const Layout &l, Stepper steppe
 template <class T, class V, class Stepper>
 void step_in_chunks(const Parameter<T, V> &p, const Layout &l, Stepper stepper, VarianceSums *sums, int64_t begin,
                     int64_t end) {
+    const auto step = [&](int64_t at, int64_t length) { step_piece<true>(piece_at(p, at), length, stepper); };
+    Scratch s(l);
     for (int64_t block = begin; block < end; ++block)
-        in_chunks(l, block, block + 1, [&](const Chunk &c, Scratch &s) {
-            for_each_piece(c, [&](int64_t at, int64_t length) { step_piece<true>(piece_at(p, at), length, stepper); });
-            stepper.add_to(sums == nullptr ? nullptr : &sums[block]);
+        for_each_chunk(l, block, block + 1, [&](const Chunk &c) {
+            for_each_piece(c, [&](int64_t start, int64_t length) {
+                for_each_summed(start, length, stepper, sums_of(sums, block), step);
+            });
             split_chunk(p.weight, p.pruned, c, l, s);
         });
 }

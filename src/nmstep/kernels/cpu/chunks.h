@@ -84,20 +84,21 @@ void for_each_piece(const Chunk &c, Work work) {
     for (int64_t r = 0; r < c.rows; ++r) work(c.start + r * c.stride, c.columns);
 }
 
-// Calls work(chunk) for all chunks of the groups of a range of blocks.
+// Calls work(chunk) for all chunks of a range of blocks.
 template <class Work>
 void for_each_chunk(const Layout &l, int64_t begin, int64_t end, Work work) {
+    const int64_t in_block = groups_in_block(l), last = std::min(end * in_block, groups_of(l));
     const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m, capacity = capacity_of(l);
     // As many as end with a vector, where so many fit.
     const int64_t fits = std::max<int64_t>(1, capacity / (l.m * l.inner));
     const int64_t even = kLanes / std::gcd<int64_t>(kLanes, l.m * l.inner);
     const int64_t fitting = fits < even ? fits : fits / even * even;
-    for (int64_t u = begin; u < end;) {
+    for (int64_t u = begin * in_block; u < last;) {
         const int64_t row = u / in_row, place = u % in_row;
         const int64_t start = (row * l.size + place * l.m) * l.inner;
         const int64_t rows = std::min(l.m, l.size - place * l.m);
         // Whole groups follow each other in memory, from one row to the next too where no group is short.
-        const int64_t following = full == in_row ? end - u : std::min(end - u, full - place);
+        const int64_t following = full == in_row ? last - u : std::min(last - u, full - place);
         const int64_t groups = rows < l.m ? 1 : std::min(fitting, following);
         if (groups * rows * l.inner <= capacity) {
             work(Chunk{start, groups, rows, l.inner, l.inner});

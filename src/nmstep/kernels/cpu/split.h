@@ -150,14 +150,6 @@ struct Range {
     int64_t first, length;
 };
 
-// Calls work(chunk, scratch) for all chunks of a range of blocks.
-template <class Work>
-void in_chunks(const Layout &l, int64_t begin, int64_t end, Work work) {
-    Scratch s(l);
-    const int64_t in_block = groups_in_block(l);
-    for_each_chunk(l, begin * in_block, std::min(end * in_block, groups_of(l)), [&](const Chunk &c) { work(c, s); });
-}
-
 template <class T>
 void mask(const T *weight, uint8_t *mask, const Layout &l, int64_t begin, int64_t end) {
     const bool done = with_choice(l, [&](auto kept_of) {
@@ -168,7 +160,9 @@ void mask(const T *weight, uint8_t *mask, const Layout &l, int64_t begin, int64_
             store_mask(to + i, lanes, kept_of(std::bit_cast<Ints>(load(from + i, lanes))));
         });
     });
-    if (!done) in_chunks(l, begin, end, [&](const Chunk &c, Scratch &s) { mask_chunk(weight, mask, c, l, s); });
+    if (done) return;
+    Scratch s(l);
+    for_each_chunk(l, begin, end, [&](const Chunk &c) { mask_chunk(weight, mask, c, l, s); });
 }
 
 template <class T>
@@ -181,7 +175,9 @@ void split(T *weight, T *pruned, const Layout &l, int64_t begin, int64_t end) {
             store_split(kept_to + i, cut_to + i, lanes, bits, kept_of(bits));
         });
     });
-    if (!done) in_chunks(l, begin, end, [&](const Chunk &c, Scratch &s) { split_chunk(weight, pruned, c, l, s); });
+    if (done) return;
+    Scratch s(l);
+    for_each_chunk(l, begin, end, [&](const Chunk &c) { split_chunk(weight, pruned, c, l, s); });
 }
 
 }  // namespace
