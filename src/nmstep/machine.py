@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -244,10 +244,12 @@ class StateMachine:
             row |= variance_row(sums, self.trace.d, self._sums.geometric)
         if detector is None:
             return
-        seen = [(self.step, UNSEEN)]  # of a rule that reads no variance, which is asked at once
+        seen: list[tuple[int, Sequence[float]]] = [
+            (self.step, UNSEEN)
+        ]  # of a rule that reads no variance, which is asked at once
         if self._switch_reads_variance():
             self._seen.put(self.step, switch_values(row))
-            seen = [(step, tuple(values.tolist())) for step, values in self._seen.due(self.step)]
+            seen = [(step, values.tolist()) for step, values in self._seen.due(self.step)]
         for step, values in seen:
             reason = detector.observe(stats_of(step, values))
             if reason is not None:

@@ -201,9 +201,11 @@ def variance_row(sums: Tensor, d: int, geometric: bool) -> dict[str, float | Ten
     Of a CPU's sums they are numbers: after a step over large weights every call of torch is slow, since its code
     has left the caches.
     """
-    is_here = sums.device.type == "cpu" and not is_away(sums)
-    total, _, _, norm1, square = sums.tolist() if is_here and not geometric else sums
-    row: dict[str, float | Tensor] = {"z": total / (d or math.nan), "v_norm1": norm1, "v_norm2": square**0.5}
+    if sums.device.type == "cpu" and not is_away(sums) and not geometric:
+        change, _, _, norm1, square = sums.tolist()
+        # As torch divides by zero.
+        return {"z": change / d if d else math.nan, "v_norm1": norm1, "v_norm2": math.sqrt(square)}
+    row: dict[str, float | Tensor] = {"z": sums[0] / d, "v_norm1": sums[3], "v_norm2": sums[4].sqrt()}
     if geometric:
         row["z_geometric"] = torch.where(sums[2] > 0, (sums[1] / sums[2]).exp(), 0.0)
         row["z_unchanged"] = d - sums[2]

@@ -17,8 +17,8 @@ struct Piece {
     T *exp_avg;
     V *exp_avg_sq;
 
-    // Asks for what will be stepped soon: five tensors are more than the processor foresees by itself, least of all from
-    // one page to the next. Twice as far ahead was no better than not to ask.
+    // Asks for what will be stepped soon: five tensors are more than the processor foresees by itself, least of all
+    // from one page to the next.
     template <bool kSparse>
     void fetch_after(int64_t i) const {
         fetch(weight + i);
@@ -168,7 +168,7 @@ void step_and_split(const Piece<T, V> &p, int64_t length, Stepper &stepper, Kept
     const auto step = [&](int64_t i, auto lanes) {
         return std::bit_cast<Ints>(stepper.template step<true>(p, i, lanes));
     };
-    const auto split = [&](int64_t i, auto lanes, Ints bits) {
+    const auto put = [&](int64_t i, auto lanes, Ints bits) {
         store_split(p.weight + i, p.pruned + i, lanes, bits, kept_of(bits));
     };
     const int64_t whole = length / kLanes * kLanes;
@@ -176,13 +176,13 @@ void step_and_split(const Piece<T, V> &p, int64_t length, Stepper &stepper, Kept
 #pragma GCC unroll 2
     for (int64_t i = 0; i < whole; i += kLanes) {
         const Ints stepped = step(i, AllLanes{});
-        if (i >= 2 * kLanes) split(i - 2 * kLanes, AllLanes{}, before);
+        if (i >= 2 * kLanes) put(i - 2 * kLanes, AllLanes{}, before);
         before = last;
         last = stepped;
     }
-    if (whole > kLanes) split(whole - 2 * kLanes, AllLanes{}, before);
-    if (whole > 0) split(whole - kLanes, AllLanes{}, last);
-    if (whole < length) split(whole, length - whole, step(whole, length - whole));
+    if (whole > kLanes) put(whole - 2 * kLanes, AllLanes{}, before);
+    if (whole > 0) put(whole - kLanes, AllLanes{}, last);
+    if (whole < length) put(whole, length - whole, step(whole, length - whole));
 }
 
 template <class T, class V, class Stepper, class KeptOf>
@@ -196,8 +196,7 @@ void step_side_by_side(const Parameter<T, V> &p, const Layout &l, Stepper steppe
     }
 }
 
-// Other groups: a chunk is stepped in the order of the memory, then split. To choose meanwhile from what was stepped
-// before, or to keep all rows of a group open, was slower: the memory likes few and long runs.
+// Other groups: a chunk is stepped in the order of the memory, in few and long runs, then split.
 template <class T, class V, class Stepper>
 void step_in_chunks(const Parameter<T, V> &p, const Layout &l, Stepper stepper, VarianceSums *sums, int64_t begin,
                     int64_t end) {

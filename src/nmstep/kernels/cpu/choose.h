@@ -128,17 +128,35 @@ inline void choose_first_of_wide(const float *weights, int32_t *keep, int64_t co
     }
 }
 
+// Columns of a tensor: a vector ends where its row does.
+struct InPlace {
+    template <class Work>
+    static void for_each_vector_of(int64_t columns, Work work) {
+        for_each_vector(columns, work);
+    }
+};
+
+// Columns of scratch memory, which may be read and written beyond a row: the last vector of a row starts early enough
+// not to, or, where the row is shorter than a vector, is overwritten by the next row.
+struct InScratch {
+    template <class Work>
+    static void for_each_vector_of(int64_t columns, Work work) {
+        for (int64_t c = 0; c < columns; c += kLanes)
+            work(std::min(c, std::max<int64_t>(0, columns - kLanes)), AllLanes{});
+    }
+};
+
 // A group in each column: `rows` rows of weights, `stride` apart. Calls put(row, column, lanes, bits, kept) with the
 // vectors of each column in the order of the rows. ROWS is `rows`, or 0 where it is known at run time only; then
 // `scratch` has twice as many vectors.
-template <int ROWS, class T, class Put>
+template <class MEMORY, int ROWS, class T, class Put>
 inline void choose_columns(const T *weights, int64_t rows, int64_t stride, int64_t columns, int32_t n, Ints *scratch,
                            Put put) {
     constexpr int fixed = ROWS > 0 ? ROWS : 1;
     const int64_t count = ROWS > 0 ? ROWS : rows;
     Ints ranks[fixed], own[fixed];
     Ints *const rank = ROWS > 0 ? ranks : scratch, *const mine = ROWS > 0 ? own : scratch + rows;
-    for_each_vector(columns, [&](int64_t c, auto lanes) {
+    MEMORY::for_each_vector_of(columns, [&](int64_t c, auto lanes) {
         const auto bits = [&](int64_t row) { return std::bit_cast<Ints>(load(weights + row * stride + c, lanes)); };
         // Each pair has one that goes before; the earlier row starts as if it never did.
 #pragma GCC unroll 16
@@ -160,9 +178,9 @@ inline void choose_columns(const T *weights, int64_t rows, int64_t stride, int64
 }
 
 // The same where one is kept: the first of the greatest.
-template <class T, class Put>
+template <class MEMORY, class T, class Put>
 inline void choose_first_of_columns(const T *weights, int64_t rows, int64_t stride, int64_t columns, Put put) {
-    for_each_vector(columns, [&](int64_t c, auto lanes) {
+    MEMORY::for_each_vector_of(columns, [&](int64_t c, auto lanes) {
         const auto bits = [&](int64_t row) { return std::bit_cast<Ints>(load(weights + row * stride + c, lanes)); };
         Ints most = ordinals(bits(0)), first{};
         for (int64_t i = 1; i < rows; ++i) {

@@ -13,8 +13,9 @@ namespace nmstep {
 namespace {
 
 constexpr std::align_val_t kLine{64};
-constexpr int64_t kChunk = 512;        // values worked on at a time: they and all scratch stay in the first-level cache
-constexpr int64_t kWide = 65536;       // the same of groups with long rows, which stay in the second-level cache
+constexpr int64_t kChunk = 512;        // values worked on at a time: they, and all scratch, stay in the first cache
+constexpr int64_t kWide = 65536;       // the same of groups with long rows, which stay in the second cache
+constexpr int64_t kColumns = 256;      // of such groups that are worked on at a time at least
 constexpr int64_t kSummed = 4096;      // values whose sums are fp32
 constexpr int64_t kBlock = 32768;      // values of a block
 constexpr int64_t kAhead = 512;        // bytes, how far ahead of a step memory is asked for what comes next
@@ -44,11 +45,11 @@ bool has_long_rows(const Layout &l) { return l.inner > 1 && l.m * l.inner > 2 * 
 
 // Values of a chunk, which holds at least a vector of whole columns.
 int64_t capacity_of(const Layout &l) {
-    if (has_long_rows(l)) return std::max(kWide, l.m * kLanes);
+    if (has_long_rows(l)) return std::max(kWide, l.m * kColumns);
     return std::max(kChunk, l.m * (l.inner > 1 ? l.inner : kLanes));
 }
 
-// Memory to choose in: a copy of the weights of a chunk, unless its rows are long.
+// Memory to choose in. Of a chunk without long rows there is a copy of the weights, and of what is kept.
 struct Scratch {
     explicit Scratch(const Layout &l)
         : size(has_long_rows(l) ? 0 : capacity_of(l) + kLanes),
@@ -66,8 +67,8 @@ struct Scratch {
     Aligned<Ints> ranks;
 };
 
-// A part of the tensor: `groups` whole groups of rows x columns, one after the other in memory, or a piece of the columns
-// of one group, whose rows are `stride` apart.
+// A part of the tensor: `groups` whole groups of rows x columns, one after the other in memory, or, where rows are
+// long, a piece of the columns of one group, whose rows are `stride` apart.
 struct Chunk {
     int64_t start, groups, rows, columns, stride;
 
@@ -89,9 +90,9 @@ template <class Work>
 void for_each_chunk(const Layout &l, int64_t begin, int64_t end, Work work) {
     const int64_t in_block = groups_in_block(l), last = std::min(end * in_block, groups_of(l));
     const int64_t in_row = divide_up(l.size, l.m), full = l.size / l.m, capacity = capacity_of(l);
-    // As many as end with a vector, where so many fit.
+    // As many as fill vectors, where so many fit: with their values, or, where they are turned, with one of each.
     const int64_t fits = std::max<int64_t>(1, capacity / (l.m * l.inner));
-    const int64_t even = kLanes / std::gcd<int64_t>(kLanes, l.m * l.inner);
+    const int64_t even = l.inner == 1 ? kLanes : kLanes / std::gcd<int64_t>(kLanes, l.m * l.inner);
     const int64_t fitting = fits < even ? fits : fits / even * even;
     for (int64_t u = begin * in_block; u < last;) {
         const int64_t row = u / in_row, place = u % in_row;

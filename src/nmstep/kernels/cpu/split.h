@@ -3,16 +3,15 @@
 
 #include "choose.h"
 #include "chunks.h"
-#include "numbers.h"
 
 namespace nmstep {
 namespace {
 
-int32_t kept_of(const Chunk &c, const Layout &l) { return static_cast<int32_t>(std::min(l.n, c.rows)); }
+int32_t kept_in(const Chunk &c, const Layout &l) { return static_cast<int32_t>(std::min(l.n, c.rows)); }
 
 // Chooses the groups of a chunk, one in each column of `weights`, and calls
 // put(row of the chunk, column, lanes, bits, kept).
-template <int ROWS, class T, class Put>
+template <class MEMORY, int ROWS, class T, class Put>
 void choose_groups(const T *weights, const Chunk &c, int32_t n, Ints *scratch, Put put) {
     for (int64_t g = 0; g < c.groups; ++g) {
         const T *const group = weights + g * c.rows * c.stride;
@@ -20,29 +19,21 @@ void choose_groups(const T *weights, const Chunk &c, int32_t n, Ints *scratch, P
             put(g * c.rows + row, column, lanes, bits, kept);
         };
         if (n == 1 && c.rows > 4)
-            choose_first_of_columns(group, c.rows, c.stride, c.columns, put_in_group);
+            choose_first_of_columns<MEMORY>(group, c.rows, c.stride, c.columns, put_in_group);
         else
-            choose_columns<ROWS>(group, c.rows, c.stride, c.columns, n, scratch, put_in_group);
+            choose_columns<MEMORY, ROWS>(group, c.rows, c.stride, c.columns, n, scratch, put_in_group);
     }
 }
 
-template <class T, class Put>
+template <class MEMORY, class T, class Put>
 void choose_down(const T *weights, const Chunk &c, int32_t n, Ints *scratch, Put put) {
     switch (c.rows) {
-        case 2: return choose_groups<2>(weights, c, n, scratch, put);
-        case 4: return choose_groups<4>(weights, c, n, scratch, put);
-        case 8: return choose_groups<8>(weights, c, n, scratch, put);
-        case 16: return choose_groups<16>(weights, c, n, scratch, put);
-        default: return choose_groups<0>(weights, c, n, scratch, put);
+        case 2: return choose_groups<MEMORY, 2>(weights, c, n, scratch, put);
+        case 4: return choose_groups<MEMORY, 4>(weights, c, n, scratch, put);
+        case 8: return choose_groups<MEMORY, 8>(weights, c, n, scratch, put);
+        case 16: return choose_groups<MEMORY, 16>(weights, c, n, scratch, put);
+        default: return choose_groups<MEMORY, 0>(weights, c, n, scratch, put);
     }
-}
-
-// Copies the weights of a chunk that lies in one piece into the scratch.
-template <class T>
-void copy_in(const T *weight, const Chunk &c, Scratch &s) {
-    for_each_vector(c.groups * c.rows * c.columns, [&](int64_t i, auto lanes) {
-        store(&s.latent[i], load(weight + c.start + i, lanes), lanes);
-    });
 }
 
 // Groups that no vector holds are turned so that one is in each column, and what is kept is turned back.
@@ -53,8 +44,8 @@ void choose_turned(const Chunk &c, int32_t n, Scratch &s) {
     for (int64_t g = 0; g < c.groups; ++g)
         for (int64_t r = 0; r < c.rows; ++r) table[r * c.groups + g] = latent[g * c.rows + r];
     const Chunk turned{0, 1, c.rows, c.groups, c.groups};
-    choose_down(table, turned, n, s.ranks.get(), [&](int64_t row, int64_t column, auto lanes, Ints, Ints kept) {
-        store_ints(&kept_in_table[row * c.groups + column], kept, lanes);
+    choose_down<InScratch>(table, turned, n, s.ranks.get(), [&](int64_t row, int64_t column, auto, Ints, Ints kept) {
+        store_ints(&kept_in_table[row * c.groups + column], kept);
     });
     for (int64_t g = 0; g < c.groups; ++g)
         for (int64_t r = 0; r < c.rows; ++r) keep[g * c.rows + r] = kept_in_table[r * c.groups + g];
@@ -69,24 +60,18 @@ void choose_consecutive(const Chunk &c, int32_t n, Scratch &s) {
     if (!done) choose_turned(c, n, s);
 }
 
-// Chooses down the columns of a chunk in place where rows are long, else from a copy, since a processor is slow to read
-// from a line into which it has just written some values. Calls put(offset in memory, lanes, bits, kept).
-template <class T, class Put>
-void choose_in_columns(const T *weight, const Chunk &c, const Layout &l, int32_t n, Scratch &s, Put put) {
-    const auto put_at = [&](int64_t row, int64_t column, auto lanes, Ints bits, Ints kept) {
-        put(c.start + row * c.stride + column, lanes, bits, kept);
-    };
-    if (has_long_rows(l)) return choose_down(weight + c.start, c, n, s.ranks.get(), put_at);
-    copy_in(weight, c, s);
-    choose_down(s.latent.get(), c, n, s.ranks.get(), put_at);
-}
-
-// Marks in the scratch what is kept of groups one after the other.
+// Marks in the scratch what is kept of a chunk's weights, of which it makes a copy there: a processor is slow to read
+// from a line into which it has just written some values.
 template <class T>
 void choose_in_scratch(const T *weight, const Chunk &c, int32_t n, Scratch &s) {
-    const int64_t count = c.groups * c.rows;
-    copy_in(weight, c, s);
-    if (n == 1 && c.rows > kLanes && c.rows % kLanes == 0)
+    const int64_t count = c.groups * c.rows * c.columns;
+    for_each_vector(count, [&](int64_t i, auto lanes) { store(&s.latent[i], load(weight + c.start + i, lanes)); });
+    if (c.columns > 1)
+        choose_down<InScratch>(s.latent.get(), c, n, s.ranks.get(),
+                               [&](int64_t row, int64_t column, auto, Ints, Ints kept) {
+                                   store_ints(&s.keep[row * c.columns + column], kept);
+                               });
+    else if (n == 1 && c.rows > kLanes && c.rows % kLanes == 0)
         choose_first_of_wide(s.latent.get(), s.keep.get(), count, c.rows);
     else
         choose_consecutive(c, n, s);
@@ -102,16 +87,19 @@ inline void store_split(T *weight, T *pruned, Lanes lanes, Ints bits, Ints kept)
 // Takes out of a chunk's weights what is not kept, and puts it into `pruned`.
 template <class T>
 void split_chunk(T *weight, T *pruned, const Chunk &c, const Layout &l, Scratch &s) {
-    const int32_t n = kept_of(c, l);
+    const int32_t n = kept_in(c, l);
     if (n == c.rows) {
         for_each_piece(c, [&](int64_t at, int64_t length) { std::fill_n(pruned + at, length, T{}); });
-    } else if (l.inner > 1) {
-        choose_in_columns(weight, c, l, n, s, [=](int64_t at, auto lanes, Ints bits, Ints kept) {
-            store_split(weight + at, pruned + at, lanes, bits, kept);
-        });
+    } else if (has_long_rows(l)) {
+        T *const kept_to = weight + c.start, *const cut_to = pruned + c.start;
+        const auto put = [=](int64_t row, int64_t column, auto lanes, Ints bits, Ints kept) {
+            const int64_t at = row * c.stride + column;
+            store_split(kept_to + at, cut_to + at, lanes, bits, kept);
+        };
+        choose_down<InPlace>(kept_to, c, n, s.ranks.get(), put);
     } else {
         choose_in_scratch(weight, c, n, s);
-        for_each_vector(c.groups * c.rows, [&](int64_t i, auto lanes) {
+        for_each_vector(c.groups * c.rows * c.columns, [&](int64_t i, auto lanes) {
             const Ints bits = load_ints(&s.latent[i]);
             store_split(weight + c.start + i, pruned + c.start + i, lanes, bits, load_ints(&s.keep[i]));
         });
@@ -120,23 +108,23 @@ void split_chunk(T *weight, T *pruned, const Chunk &c, const Layout &l, Scratch 
 
 template <class Lanes>
 inline void store_mask(uint8_t *mask, Lanes lanes, Ints kept) {
-    using Bytes = uint8_t __attribute__((vector_size(kLanes)));
     const Bytes bytes = __builtin_convertvector(kept & 1, Bytes);
     std::memcpy(mask, &bytes, static_cast<size_t>(lanes));
 }
 
 template <class T>
 void mask_chunk(const T *weight, uint8_t *mask, const Chunk &c, const Layout &l, Scratch &s) {
-    const int32_t n = kept_of(c, l);
+    const int32_t n = kept_in(c, l);
     if (n == c.rows) {
         for_each_piece(c, [&](int64_t at, int64_t length) { std::fill_n(mask + at, length, uint8_t{1}); });
-    } else if (l.inner > 1) {
-        choose_in_columns(weight, c, l, n, s, [=](int64_t at, auto lanes, Ints, Ints kept) {
-            store_mask(mask + at, lanes, kept);
-        });
+    } else if (has_long_rows(l)) {
+        const auto put = [=](int64_t row, int64_t column, auto lanes, Ints, Ints kept) {
+            store_mask(mask + c.start + row * c.stride + column, lanes, kept);
+        };
+        choose_down<InPlace>(weight + c.start, c, n, s.ranks.get(), put);
     } else {
         choose_in_scratch(weight, c, n, s);
-        for_each_vector(c.groups * c.rows, [&](int64_t i, auto lanes) {
+        for_each_vector(c.groups * c.rows * c.columns, [&](int64_t i, auto lanes) {
             store_mask(mask + c.start + i, lanes, load_ints(&s.keep[i]));
         });
     }
@@ -145,7 +133,8 @@ void mask_chunk(const T *weight, uint8_t *mask, const Chunk &c, const Layout &l,
 // The values of blocks of groups that lie side by side.
 struct Range {
     Range(const Layout &l, int64_t begin, int64_t end)
-        : first(begin * groups_in_block(l) * l.m), length(std::min(end * groups_in_block(l), groups_of(l)) * l.m - first) {}
+        : first(begin * groups_in_block(l) * l.m),
+          length(std::min(end * groups_in_block(l), groups_of(l)) * l.m - first) {}
 
     int64_t first, length;
 };

@@ -89,8 +89,8 @@ inline void store(bf16 *to, Floats value) {
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// How many lanes of a vector are used: all of them, or, where a row ends, as many as a number says. Nothing beyond them is
-// read or written; the others are zero.
+// How many lanes of a vector are used: all of them, or, where a row or a tensor ends, as many as a number says. Nothing
+// beyond them is read, where they are zero, or written.
 using AllLanes = std::integral_constant<int64_t, kLanes>;
 
 template <class T>
@@ -101,11 +101,6 @@ inline Floats load(const T *from, AllLanes) {
 template <class T>
 inline void store(T *to, Floats value, AllLanes) {
     store(to, value);
-}
-
-template <class Lanes>
-inline void store_ints(int32_t *to, Ints value, Lanes lanes) {
-    std::memcpy(to, &value, static_cast<size_t>(lanes) * sizeof(int32_t));
 }
 
 template <class T>
