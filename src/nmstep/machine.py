@@ -244,9 +244,7 @@ class StateMachine:
             row |= variance_row(sums, self.trace.d, self._sums.geometric)
         if detector is None:
             return
-        seen: list[tuple[int, Sequence[float]]] = [
-            (self.step, UNSEEN)
-        ]  # of a rule that reads no variance, which is asked at once
+        seen: list[tuple[int, Sequence[float]]] = [(self.step, UNSEEN)]  # reads no variance: asked at once
         if self._switch_reads_variance():
             self._seen.put(self.step, switch_values(row))
             seen = [(step, values.tolist()) for step, values in self._seen.due(self.step)]
