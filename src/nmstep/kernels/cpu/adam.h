@@ -30,7 +30,7 @@ struct Piece {
 
     // What is asked for may lie beyond the end.
     static void fetch(const void *at) {
-        __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(at) + kAhead));
+        __builtin_prefetch(static_cast<const char *>(at) + kAhead);
     }
 };
 
